@@ -1,0 +1,146 @@
+/**
+ * The guest's RAM as random access: what reads page tables, notes and kernel structures before anything streams.
+ * The memory itself moves through the stages (see sources/memory-source.ts) and not through here.
+ */
+
+import { VmcoreError } from './errors.js';
+
+/** A contiguous piece of guest physical memory. Addresses are exact as numbers: x86 has at most 52 physical bits. */
+export interface MemoryBlock {
+  /** guest physical address of the first byte */
+  readonly base: number;
+  /** number of bytes */
+  readonly length: number;
+}
+
+/** One past the highest physical address that x86 can have (52 bits). */
+export const PHYSICAL_ADDRESS_LIMIT = 2 ** 52;
+
+/** A run of bytes of a backing that holds data; what lies between two runs reads as zeros. */
+export interface DataRun {
+  /** offset of the first byte */
+  readonly start: number;
+  /** offset behind the last byte */
+  readonly end: number;
+}
+
+/** Where bytes of memory come from: a file, a buffer, a decompressor. */
+export interface Backing {
+  /** what to call it in messages: a path */
+  readonly name: string;
+  /** Fills `into` from `offset`; throws a VmcoreError (READ, TRUNCATED) when that is not possible. */
+  readSync(offset: number, into: Uint8Array): void;
+  /** The same without blocking the event loop. */
+  read(offset: number, into: Uint8Array): Promise<void>;
+  /**
+   * The first run of data that ends behind `offset` and starts before `end`, clipped to both; null when all is zeros.
+   * A backing that cannot tell omits the method.
+   */
+  nextData?(offset: number, end: number): DataRun | null;
+  /** Releases what the backing holds. */
+  close(): void;
+}
+
+/** A block and where its bytes are. */
+export interface MemoryRegion extends MemoryBlock {
+  /** where the bytes are; null reads as zeros */
+  readonly backing: Backing | null;
+  /** offset of the region's first byte in the backing */
+  readonly offset: number;
+}
+
+/** The end (exclusive) of a block. */
+export function blockEnd(block: MemoryBlock): number {
+  return block.base + block.length;
+}
+
+/** Sorted, non-overlapping regions with synchronous random access. */
+export class PhysicalMemory {
+  /** the regions, sorted by base, none overlapping another */
+  readonly regions: readonly MemoryRegion[];
+
+  /** @throws VmcoreError BAD_INPUT when regions overlap or leave the 52 bits of x86 physical addresses */
+  constructor(regions: readonly MemoryRegion[]) {
+    this.regions = sortedBlocks(regions);
+  }
+
+  /** The region that contains `paddr`, or undefined. */
+  regionAt(paddr: number): MemoryRegion | undefined {
+    const region = this.regions[lastIndexAtOrBelow(this.regions, paddr)];
+    return region && paddr < blockEnd(region) ? region : undefined;
+  }
+
+  /** Whether there is memory at `paddr`. */
+  has(paddr: number): boolean {
+    return this.regionAt(paddr) !== undefined;
+  }
+
+  /**
+   * Reads `into.length` bytes at `paddr`. What is not memory reads as zeros.
+   * @returns whether every byte was memory
+   * @throws VmcoreError READ or TRUNCATED when a backing fails
+   */
+  read(paddr: number, into: Uint8Array): boolean {
+    let whole = true;
+    for (let done = 0; done < into.length; ) {
+      const at = paddr + done;
+      const index = lastIndexAtOrBelow(this.regions, at);
+      const region = this.regions[index];
+      if (region && at < blockEnd(region)) {
+        const part = into.subarray(done, Math.min(into.length, done + blockEnd(region) - at));
+        if (region.backing) region.backing.readSync(region.offset + (at - region.base), part);
+        else part.fill(0);
+        done += part.length;
+      } else {
+        const next = this.regions[index + 1];
+        const end = Math.min(into.length, next ? next.base - paddr : into.length);
+        into.fill(0, done, end);
+        done = end;
+        whole = false;
+      }
+    }
+    return whole;
+  }
+}
+
+/** Index of the last block whose base is at or below `paddr`; -1 when there is none. */
+export function lastIndexAtOrBelow(blocks: readonly MemoryBlock[], paddr: number): number {
+  let low = 0;
+  let high = blocks.length;
+  while (low < high) {
+    const middle = (low + high) >>> 1;
+    if (blocks[middle]!.base <= paddr) low = middle + 1;
+    else high = middle;
+  }
+  return low - 1;
+}
+
+/**
+ * Blocks sorted by base, checked to be memory that an x86 machine can have.
+ * @throws VmcoreError BAD_INPUT when one is empty, out of range or overlaps another
+ */
+export function sortedBlocks<T extends MemoryBlock>(blocks: readonly T[]): readonly T[] {
+  const sorted = [...blocks].sort((a, b) => a.base - b.base);
+  let previous: T | undefined;
+  for (const block of sorted) {
+    if (!Number.isSafeInteger(block.base) || block.base < 0 || !Number.isSafeInteger(block.length) || block.length <= 0)
+      throw new VmcoreError('BAD_INPUT', `memory block ${describeBlock(block)}: base and length must be positive`);
+    if (blockEnd(block) > PHYSICAL_ADDRESS_LIMIT)
+      throw new VmcoreError(
+        'BAD_INPUT',
+        `memory block ${describeBlock(block)} ends above the 52 bits of x86 addresses`,
+      );
+    if (previous && block.base < blockEnd(previous))
+      throw new VmcoreError(
+        'BAD_INPUT',
+        `memory blocks ${describeBlock(previous)} and ${describeBlock(block)} overlap; give each byte of memory once`,
+      );
+    previous = block;
+  }
+  return sorted;
+}
+
+/** A block as people read it: `0x100000+0x1ff00000`. */
+export function describeBlock(block: MemoryBlock): string {
+  return `0x${block.base.toString(16)}+0x${block.length.toString(16)}`;
+}

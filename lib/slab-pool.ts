@@ -1,0 +1,49 @@
+/**
+ * Slabs: fixed-size pieces of shared memory that chunks of guest memory travel in.
+ *
+ * They are SharedArrayBuffers, so that worker threads see them without a copy; `fs.read` and `fs.write` take views of
+ * them. A bounded pool is the program's memory bound and its backpressure at once: when every slab is on its way, the
+ * source waits for one to come back.
+ */
+
+/** One slab; `bytes` is the whole of it. */
+export interface Slab {
+  readonly bytes: Uint8Array<SharedArrayBuffer>;
+}
+
+/** Bytes of a slab unless asked otherwise: large enough to amortise a system call, small enough for a L2 cache. */
+export const SLAB_BYTES = 1 << 20;
+
+/** Hands out slabs and takes them back. */
+export class SlabPool {
+  readonly #free: Slab[] = [];
+  readonly #waiting: ((slab: Slab) => void)[] = [];
+  #made = 0;
+
+  /**
+   * @param limit     how many slabs may exist; unlimited by default, so that a consumer that never releases is safe
+   * @param slabBytes size of each slab in bytes
+   */
+  constructor(
+    readonly limit: number = Number.POSITIVE_INFINITY,
+    readonly slabBytes: number = SLAB_BYTES,
+  ) {}
+
+  /** Takes a slab; waits for one to be released when the pool is at its limit. */
+  take(): Slab | Promise<Slab> {
+    const slab = this.#free.pop();
+    if (slab) return slab;
+    if (this.#made < this.limit) {
+      this.#made++;
+      return { bytes: new Uint8Array(new SharedArrayBuffer(this.slabBytes)) };
+    }
+    return new Promise((resolve) => this.#waiting.push(resolve));
+  }
+
+  /** Gives a slab back. Each taken slab may be given back once. */
+  give(slab: Slab): void {
+    const next = this.#waiting.shift();
+    if (next) next(slab);
+    else this.#free.push(slab);
+  }
+}

@@ -1,0 +1,203 @@
+/**
+ * What flows between stages, and the three kinds of stage.
+ *
+ *   source -> range filter -> [page compressor] -> framer -> sink
+ *   chunks    chunks           page batches        extents
+ *
+ * Each stage knows its input and its output type and no neighbour by name. Memory that moves through the stages lives
+ * in slabs (see slab-pool.ts): whoever is the last to need the bytes calls `release`, which lets the source reuse
+ * them. Not calling it is safe for a stage that is used alone with a pool of its own: the slab is then left to the
+ * garbage collector.
+ *
+ * The stages are streamx streams. The base classes below give streamx's callbacks types and promises; a stage
+ * overrides `open`, `next`/`transform`/`take`, `flush`/`finish` and `close`, which are the one place where each of
+ * its resources is born and the one place where it dies.
+ */
+
+import { Readable, Transform, Writable } from 'streamx';
+
+/** A contiguous run of guest physical memory on its way through the stages. */
+export interface Chunk {
+  /** guest physical address of the first byte */
+  readonly paddr: number;
+  /** number of bytes; whole pages but for the ends of a range */
+  readonly length: number;
+  /** the bytes, `length` of them; absent when the run is known to be zeros (a hole of any size) */
+  readonly data?: Uint8Array | undefined;
+  /** gives the bytes back to their pool; call it once, when they are needed no more */
+  readonly release?: (() => void) | undefined;
+}
+
+/** Bytes that belong at an offset of the vmcore. */
+export interface Extent {
+  /** byte offset in the vmcore */
+  readonly offset: number;
+  /** number of bytes */
+  readonly length: number;
+  /** the bytes, `length` of them; absent when they are zeros that need not be stored */
+  readonly data?: Uint8Array | undefined;
+  /** bytes of guest memory that are done when this extent has been taken by the sink; 0 for headers */
+  readonly memory: number;
+  /** gives the bytes back to their pool; call it once, when they are needed no more */
+  readonly release?: (() => void) | undefined;
+}
+
+/** How much progress a dump has made, in bytes of guest memory, with the meaning of QMP's `query-dump`. */
+export interface Progress {
+  /** bytes of guest memory that the sink has taken */
+  readonly completed: number;
+  /** bytes of guest memory that the dump will write */
+  readonly total: number;
+}
+
+/** Size of an x86 page and of everything that is counted in pages, in bytes. */
+export const PAGE_SIZE = 4096;
+
+/** What a stage buffers before it pushes back, in bytes of memory that is pinned. */
+const STAGE_BUFFER_BYTES = 2 << 20;
+
+/** What a hole counts for: it pins nothing, but a sparse guest must not queue without bound. */
+const HOLE_WEIGHT = 4096;
+
+/** Options that every stage takes. */
+export interface StageOptions {
+  /** destroys the stage, and with it the pipeline that it is part of */
+  readonly signal?: AbortSignal | undefined;
+}
+
+function streamOptions(options: StageOptions) {
+  return {
+    highWaterMark: STAGE_BUFFER_BYTES,
+    byteLength: (item: unknown) => (item as Partial<Chunk>).data?.byteLength ?? HOLE_WEIGHT,
+    ...(options.signal ? { signal: options.signal } : {}),
+  };
+}
+
+type Callback = (error: Error | null) => void;
+
+/** Runs an async hook and reports to a streamx callback. */
+function settle(work: Promise<void> | void, callback: Callback): void {
+  if (work === undefined) callback(null);
+  else work.then(() => callback(null), callback);
+}
+
+/** A Readable stage of `T`. */
+export abstract class Source<T> extends Readable {
+  constructor(options: StageOptions = {}) {
+    super(streamOptions(options));
+  }
+
+  /** Acquires what the stage needs. */
+  protected open(): Promise<void> | void {}
+  /** The next item, or null at the end. */
+  protected abstract next(): Promise<T | null>;
+  /** Lets go of what `open` acquired; always called. */
+  protected close(): Promise<void> | void {}
+
+  override _open(callback: Callback): void {
+    settle(this.open(), callback);
+  }
+
+  override _read(callback: Callback): void {
+    this.next().then((item) => {
+      this.push(item);
+      callback(null);
+    }, callback);
+  }
+
+  override _destroy(callback: Callback): void {
+    settle(this.close(), callback);
+  }
+
+  override [Symbol.asyncIterator](): AsyncIterator<T> {
+    return super[Symbol.asyncIterator]() as AsyncIterator<T>;
+  }
+}
+
+/** A Transform stage from `I` to `O`. */
+export abstract class Stage<I, O> extends Transform {
+  constructor(options: StageOptions = {}) {
+    super(streamOptions(options));
+  }
+
+  /** Acquires what the stage needs, and may `emitItem` what comes before the first input. */
+  protected open(): Promise<void> | void {}
+  /** Handles one item; calls `emitItem` for each output. */
+  protected abstract transform(item: I): Promise<void> | void;
+  /** The input has ended: emit what is left, refuse what is missing. */
+  protected flush(): Promise<void> | void {}
+  /** Lets go of what `open` acquired; always called. */
+  protected close(): Promise<void> | void {}
+
+  /** Passes an item on. */
+  protected emitItem(item: O): void {
+    this.push(item);
+  }
+
+  override _open(callback: Callback): void {
+    attempt(() => this.open(), callback);
+  }
+
+  override _transform(item: unknown, callback: (error: Error | null, mapped: unknown) => void): void {
+    attempt(
+      () => this.transform(item as I),
+      (error) => callback(error, undefined),
+    );
+  }
+
+  override _flush(callback: Callback): void {
+    attempt(() => this.flush(), callback);
+  }
+
+  override _destroy(callback: Callback): void {
+    attempt(() => this.close(), callback);
+  }
+
+  override [Symbol.asyncIterator](): AsyncIterator<O> {
+    return super[Symbol.asyncIterator]() as AsyncIterator<O>;
+  }
+}
+
+/** A Writable stage of `T`. */
+export abstract class Sink<T> extends Writable {
+  constructor(options: StageOptions = {}) {
+    super(streamOptions(options));
+  }
+
+  /** Acquires what the stage needs. */
+  protected open(): Promise<void> | void {}
+  /** Takes one item; the next comes when it has settled. */
+  protected abstract take(item: T): Promise<void> | void;
+  /** All items have been taken. */
+  protected finish(): Promise<void> | void {}
+  /** Lets go of what `open` acquired; always called, after `finish` if all went well. */
+  protected close(): Promise<void> | void {}
+
+  override _open(callback: Callback): void {
+    attempt(() => this.open(), callback);
+  }
+
+  override _write(item: unknown, callback: Callback): void {
+    attempt(() => this.take(item as T), callback);
+  }
+
+  override _final(callback: Callback): void {
+    attempt(() => this.finish(), callback);
+  }
+
+  override _destroy(callback: Callback): void {
+    attempt(() => this.close(), callback);
+  }
+}
+
+/** Like settle, for hooks that may throw. */
+function attempt(hook: () => Promise<void> | void, callback: Callback): void {
+  let work: Promise<void> | void;
+  try {
+    work = hook();
+  } catch (error) {
+    callback(error instanceof Error ? error : new Error(String(error)));
+    return;
+  }
+  settle(work, callback);
+}
