@@ -140,12 +140,24 @@ function addressOf(value: bigint): number {
   return Number(value);
 }
 
+/** What decoding a header yields beyond what encoding one takes: fields that a hostile file can lie about. */
+export interface DecodedElfHeader extends ElfHeader {
+  /** e_type */
+  readonly type: number;
+  /** e_phentsize in bytes */
+  readonly phentsize: number;
+  /** e_shentsize in bytes */
+  readonly shentsize: number;
+  /** e_shstrndx: the section that holds the names of sections */
+  readonly shstrndx: number;
+}
+
 /**
  * Decodes Elf32_Ehdr or Elf64_Ehdr.
  * @param bytes at least the 64 bytes of an Elf64_Ehdr, or 52 when e_ident says ELFCLASS32
  * @returns null when it is no little-endian ELF header
  */
-export function decodeElfHeader(bytes: Uint8Array): (ElfHeader & { readonly type: number }) | null {
+export function decodeElfHeader(bytes: Uint8Array): DecodedElfHeader | null {
   if (bytes.length < ELF_SIZES[ELFCLASS32].ehdr || ELFMAG.some((byte, i) => bytes[i] !== byte)) return null;
   const cls = bytes[4];
   if ((cls !== ELFCLASS32 && cls !== ELFCLASS64) || bytes[5] !== ELFDATA2LSB) return null;
@@ -159,8 +171,11 @@ export function decodeElfHeader(bytes: Uint8Array): (ElfHeader & { readonly type
     machine: view.getUint16(18, true),
     phoff: is64 ? addressOf(view.getBigUint64(32, true)) : view.getUint32(28, true),
     shoff: is64 ? addressOf(view.getBigUint64(40, true)) : view.getUint32(32, true),
+    phentsize: view.getUint16(tail + 2, true),
     phnum: view.getUint16(tail + 4, true),
+    shentsize: view.getUint16(tail + 6, true),
     shnum: view.getUint16(tail + 8, true),
+    shstrndx: view.getUint16(tail + 10, true),
   };
 }
 
@@ -189,5 +204,30 @@ export function decodeProgramHeader(view: DataView, at: number, cls: ElfClass): 
     memsz: view.getUint32(at + 20, true),
     flags: view.getUint32(at + 24, true),
     align: view.getUint32(at + 28, true),
+  };
+}
+
+/** Elf32_Shdr or Elf64_Shdr, as far as a core's reader needs it. */
+export interface SectionHeader {
+  /** sh_name: offset of the name in the section that e_shstrndx names */
+  readonly name: number;
+  readonly type: number;
+  /** sh_offset, in the file */
+  readonly offset: number;
+  /** sh_size in bytes */
+  readonly size: number;
+  /** sh_info: the number of program headers, in section 0 of a core with PN_XNUM */
+  readonly info: number;
+}
+
+/** Decodes the section header at `at` of a table. Values above 2^53 come out rounded: callers check their bounds. */
+export function decodeSectionHeader(view: DataView, at: number, cls: ElfClass): SectionHeader {
+  const is64 = cls === ELFCLASS64;
+  return {
+    name: view.getUint32(at, true),
+    type: view.getUint32(at + 4, true),
+    offset: is64 ? addressOf(view.getBigUint64(at + 24, true)) : view.getUint32(at + 16, true),
+    size: is64 ? addressOf(view.getBigUint64(at + 32, true)) : view.getUint32(at + 20, true),
+    info: view.getUint32(at + (is64 ? 44 : 28), true),
   };
 }

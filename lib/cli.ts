@@ -1,0 +1,51 @@
+#!/usr/bin/env node
+/** The command line: parses, calls lib/dump.ts and its peers, reports. Exit codes: 0, 1 failed, 2 usage, 130 Ctrl-C. */
+
+import yargs from 'yargs';
+import { hideBin } from 'yargs/helpers';
+import * as dumpCommand from './cli/dump-command.js';
+import * as inspectCommand from './cli/inspect-command.js';
+import { messageOf, VmcoreError } from './errors.js';
+
+const EXIT_FAILED = 1;
+const EXIT_USAGE = 2;
+
+/** One line, no stack: what, where, what to do. */
+function fail(message: string, exitCode: number): void {
+  process.stderr.write(`vmcore: ${message}\n`);
+  process.exitCode = exitCode;
+}
+
+/** What is no VmcoreError is a defect of ours: then the stack helps, if asked for. */
+function failure(error: unknown): void {
+  if (!(error instanceof VmcoreError) && process.env['VMCORE_DEBUG']) console.error(error);
+  fail(
+    messageOf(error).split('\n')[0]!,
+    error instanceof VmcoreError && error.code === 'USAGE' ? EXIT_USAGE : EXIT_FAILED,
+  );
+}
+
+// A reader of our summary that goes away is no reason for a stack trace.
+process.stdout.on('error', () => {});
+
+const parser = yargs(hideBin(process.argv))
+  .scriptName('vmcore')
+  .usage('$0 <command>\n\nTurns the memory of a virtual machine into a vmcore.')
+  .command(dumpCommand as never)
+  .command(inspectCommand as never)
+  .demandCommand(1, 'say what to do: dump or inspect')
+  .strict()
+  .help()
+  .alias('help', 'h')
+  .version()
+  .wrap(Math.min(100, process.stdout.columns ?? 100))
+  .exitProcess(false)
+  .fail((message, error) => {
+    throw error ?? new VmcoreError('USAGE', `${message}; see vmcore --help`);
+  });
+
+try {
+  await parser.parseAsync();
+} catch (error) {
+  failure(error);
+}

@@ -1,0 +1,187 @@
+/** `vmcore dump`: the memory of a guest into a vmcore. */
+
+import { fstatSync, statSync } from 'node:fs';
+import { open } from 'node:fs/promises';
+import type { Argv } from 'yargs';
+import { type DumpSummary, type DumpTarget, dump, FORMATS, type Format } from '../dump.js';
+import { ioError, VmcoreError } from '../errors.js';
+import type { MemoryBlock } from '../physical-memory.js';
+import { formatSize, parseSize } from '../sizes.js';
+import { openGuest } from '../sources/open.js';
+import { Interrupt } from './interrupt.js';
+import { showProgress } from './progress-bar.js';
+
+/** Names of the options, as yargs gives them. */
+interface DumpArguments {
+  source: string;
+  format: Format;
+  paging: boolean;
+  begin?: string;
+  length?: string;
+  output?: string;
+  fd?: number;
+  force: boolean;
+  sparse: boolean;
+  sync: boolean;
+  below4g?: string;
+  registers?: string;
+  vmcoreinfo?: string;
+  maxMappings?: number;
+  maxPageTables?: number;
+  threads?: number;
+  progress?: boolean;
+  json: boolean;
+}
+
+export const command = 'dump <source>';
+export const describe = 'turn the memory of a guest into a vmcore';
+
+/** Declares the options. */
+export function builder(yargs: Argv): Argv {
+  return yargs
+    .positional('source', {
+      type: 'string',
+      demandOption: true,
+      describe: 'guest description (JSON), ELF core, raw:FILE, - (an ELF core on stdin), or demo:',
+    })
+    .option('format', { alias: 'f', choices: FORMATS, default: 'elf', describe: 'format of the vmcore' })
+    .option('output', { alias: 'o', type: 'string', describe: 'file to make, or - for stdout' })
+    .option('fd', { type: 'number', describe: 'write to this open descriptor instead' })
+    .option('force', { type: 'boolean', default: false, describe: 'replace an existing file' })
+    .option('paging', { type: 'boolean', default: false, describe: 'list virtual addresses, by the page tables (gdb)' })
+    .option('begin', { type: 'string', describe: 'only from this physical address; needs --length' })
+    .option('length', { type: 'string', describe: 'only so many bytes; needs --begin' })
+    .option('sparse', {
+      type: 'boolean',
+      default: true,
+      describe: 'leave zeros out of the file (--no-sparse: write them)',
+    })
+    .option('sync', { type: 'boolean', default: false, describe: 'have the file on the disk before it gets its name' })
+    .option('below-4g', { type: 'string', describe: 'raw: RAM below 4 GiB (the rest begins at 4 GiB)' })
+    .option('registers', { type: 'string', describe: 'raw: file with what HMP `info registers -a` prints' })
+    .option('vmcoreinfo', { type: 'string', describe: 'raw: file with VMCOREINFO, text or ELF note' })
+    .option('max-mappings', {
+      type: 'number',
+      describe: 'paging: bound on mappings, for guests that cannot be trusted',
+    })
+    .option('max-page-tables', { type: 'number', describe: 'paging: bound on page tables that are read' })
+    .option('threads', {
+      type: 'number',
+      describe: 'worker threads of formats that compress (elf has nothing to compress)',
+    })
+    .option('progress', { type: 'boolean', describe: 'progress on stderr; by default when it is a terminal' })
+    .option('json', { type: 'boolean', default: false, describe: 'print one JSON object at the end' })
+    .example('$0 dump guest.json -o vmcore', 'a guest described by a JSON file')
+    .example('$0 dump raw:guest.ram --registers regs.txt --paging -o vmcore', 'a memory file and its registers')
+    .example('$0 dump - -o vmcore < fifo', 'what QEMU dumps into a FIFO')
+    .example('$0 dump qemu.elf --begin 1M --length 64K -o part', '64 KiB of an ELF core')
+    .example('$0 dump demo: -o - | ssh host "cat > vmcore"', 'the built-in guest, through a pipe');
+}
+
+/** Runs the command. */
+export async function handler(args: DumpArguments): Promise<void> {
+  checkCounts(args);
+  const range = rangeOf(args);
+  const interrupt = new Interrupt();
+  try {
+    const target = await targetOf(args);
+    const guest = await openGuest(args.source, {
+      below4g: args.below4g === undefined ? undefined : parseSize(args.below4g, '--below-4g'),
+      registers: args.registers,
+      vmcoreinfo: args.vmcoreinfo,
+    });
+    try {
+      const request = { ...args, range };
+      const job = dump(guest, request, target, interrupt.signal);
+      job.on('warning', (text) => process.stderr.write(`vmcore: warning: ${text}\n`));
+      const endProgress = showProgress(job, args.progress);
+      const summary = await job.finished.finally(endProgress);
+      report(summary, args.json, 'fd' in target && target.fd === 1);
+    } finally {
+      guest.close();
+    }
+  } catch (error) {
+    if (interrupt.exitCode === null) throw error;
+    process.exitCode = interrupt.exitCode;
+  } finally {
+    interrupt.stop();
+  }
+}
+
+function checkCounts(args: DumpArguments): void {
+  for (const [name, value] of [
+    ['--max-mappings', args.maxMappings],
+    ['--max-page-tables', args.maxPageTables],
+    ['--threads', args.threads],
+  ] as const)
+    if (value !== undefined && !(Number.isSafeInteger(value) && value > 0))
+      throw new VmcoreError('USAGE', `${name} takes a whole number above 0`);
+}
+
+function rangeOf({ begin, length }: DumpArguments): MemoryBlock | undefined {
+  if (begin === undefined && length === undefined) return undefined;
+  if (begin === undefined || length === undefined)
+    throw new VmcoreError('USAGE', `--${begin === undefined ? 'length needs --begin' : 'begin needs --length'} too`);
+  const range = { base: parseSize(begin, '--begin'), length: parseSize(length, '--length') };
+  if (range.length === 0) throw new VmcoreError('USAGE', '--length must be above 0');
+  return range;
+}
+
+async function targetOf(args: DumpArguments): Promise<DumpTarget & { fd?: number }> {
+  if ((args.output === undefined) === (args.fd === undefined))
+    throw new VmcoreError('USAGE', 'say where to: one of -o FILE, -o - (stdout) and --fd N');
+  if (args.fd !== undefined) return descriptorTarget(args.fd, `fd ${args.fd}`);
+  if (args.output === '-') return stdoutTarget();
+  return fileTarget(args.output!, args);
+}
+
+function descriptorTarget(fd: number, name: string): DumpTarget & { fd: number } {
+  try {
+    fstatSync(fd);
+  } catch (error) {
+    throw ioError('WRITE', `write ${name}`, error);
+  }
+  return { fd, name };
+}
+
+function stdoutTarget(): DumpTarget & { fd: number } {
+  if (process.stdout.isTTY)
+    throw new VmcoreError('USAGE', 'a vmcore on a terminal helps nobody; say -o FILE, or pipe it');
+  return descriptorTarget(1, 'stdout');
+}
+
+/** A path of a FIFO or device is written to as it is; everything else becomes a file. */
+async function fileTarget(path: string, { force, sparse, sync }: DumpArguments): Promise<DumpTarget & { fd?: number }> {
+  const stat = statSync(path, { throwIfNoEntry: false });
+  if (!stat || stat.isFile() || stat.isDirectory()) return { file: path, force, sparse, sync };
+  try {
+    const file = await open(path, 'w');
+    return { fd: file.fd, name: path };
+  } catch (error) {
+    throw ioError('WRITE', `open ${path}`, error);
+  }
+}
+
+/** Prints what was made; never among the bytes of a vmcore on stdout. */
+function report(summary: DumpSummary, json: boolean, stdoutTaken: boolean): void {
+  const stream = stdoutTaken ? process.stderr : process.stdout;
+  stream.write(json ? `${JSON.stringify(summary)}\n` : `${summaryText(summary)}\n`);
+}
+
+function summaryText({
+  output,
+  format,
+  architecture,
+  pages,
+  bytesRead,
+  bytesWritten,
+  size,
+  seconds,
+}: DumpSummary): string {
+  const rate = formatSize((pages.total * 4096) / Math.max(seconds, 1e-3));
+  return [
+    `${output}: ${format}, ${architecture}, ${formatSize(size)}`,
+    `${pages.total} pages: ${pages.data} written, ${pages.zero} zero and left out`,
+    `read ${formatSize(bytesRead)}, wrote ${formatSize(bytesWritten)} in ${seconds.toFixed(2)} s (${rate}/s)`,
+  ].join('\n');
+}

@@ -1,0 +1,143 @@
+/**
+ * File sink: a vmcore as a file that is either whole or not there.
+ *
+ * It is written beside its final name and renamed when all is written; whatever fails before removes it. Zeros are
+ * not written, so the file is sparse. Extents may come in any order.
+ */
+
+import { randomBytes } from 'node:crypto';
+import { constants } from 'node:fs';
+import { type FileHandle, link, lstat, open, realpath, rename, unlink } from 'node:fs/promises';
+import { basename, dirname, join } from 'node:path';
+import { errnoOf, ioError, VmcoreError } from '../errors.js';
+import type { Extent, StageOptions } from '../stage.js';
+import { nonZeroRuns } from '../zeros.js';
+import { ExtentSink } from './extent-sink.js';
+import { writeFully } from './write-fully.js';
+
+/** Guest memory is as secret as the guest: for its owner's eyes only. */
+const FILE_MODE = 0o600;
+
+/** Zeros between data that are fewer than this are written: one write less is worth some zeros. */
+const SMALLEST_HOLE = 32 * 1024;
+
+/** How a file is to be written. */
+export interface FileSinkOptions extends StageOptions {
+  /** replace an existing file; without it an existing file is refused */
+  readonly force?: boolean | undefined;
+  /** leave zeros out of the file's blocks; true by default */
+  readonly sparse?: boolean | undefined;
+  /** have the bytes on the disk before the file gets its name; false by default: it can take longer than the dump */
+  readonly sync?: boolean | undefined;
+}
+
+/** Writes extents at their offsets of a file. */
+export class FileSink extends ExtentSink {
+  #file: FileHandle | null = null;
+  #path: string;
+  #partial = '';
+  #size = 0;
+
+  /** @param target path of the vmcore; a symbolic link is followed */
+  constructor(
+    readonly target: string,
+    readonly options: FileSinkOptions = {},
+  ) {
+    super(options);
+    this.#path = target;
+  }
+
+  /** Size of the file so far, holes included, in bytes. */
+  get size(): number {
+    return this.#size;
+  }
+
+  protected override async open(): Promise<void> {
+    this.#path = await this.#resolveTarget();
+    this.#partial = join(dirname(this.#path), `.${basename(this.#path)}.${randomBytes(6).toString('hex')}.partial`);
+    const flags = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL;
+    this.#file = await attempt(this.target, 'create', () => open(this.#partial, flags, FILE_MODE));
+  }
+
+  protected override async store(extent: Extent): Promise<void> {
+    this.#size = Math.max(this.#size, extent.offset + extent.length);
+    if (!extent.data) return this.#storeHole(extent);
+    const runs =
+      this.options.sparse === false ? [{ start: 0, end: extent.length }] : nonZeroRuns(extent.data, SMALLEST_HOLE);
+    let written = 0;
+    for (const { start, end } of runs) {
+      await writeFully(this.#file!.fd, extent.data.subarray(start, end), extent.offset + start, this.target);
+      written += end - start;
+    }
+    this.totals.written += written;
+    this.totals.skipped += extent.length - written;
+  }
+
+  async #storeHole({ offset, length }: Extent): Promise<void> {
+    if (this.options.sparse !== false) {
+      this.totals.skipped += length;
+      return;
+    }
+    for (let done = 0; done < length; done += ZEROS.length) {
+      const zeros = ZEROS.subarray(0, Math.min(ZEROS.length, length - done));
+      await writeFully(this.#file!.fd, zeros, offset + done, this.target);
+    }
+    this.totals.written += length;
+  }
+
+  protected override async finish(): Promise<void> {
+    const file = this.#file!;
+    await attempt(this.target, 'write', async () => {
+      await file.truncate(this.#size);
+      if (this.options.sync) await file.sync();
+      await file.close();
+    });
+    this.#file = null;
+    await this.#publish();
+    this.#partial = '';
+  }
+
+  protected override async close(): Promise<void> {
+    await this.#file?.close();
+    if (this.#partial) await unlink(this.#partial).catch(() => {});
+  }
+
+  /** Follows symbolic links; refuses what exists, unless forced, and what is no file, always. */
+  async #resolveTarget(): Promise<string> {
+    const path = await realpath(this.target).catch(() => this.target);
+    const stat = await lstat(path).catch(() => null);
+    if (stat?.isDirectory()) throw new VmcoreError('WRITE', `cannot write ${this.target}: is a directory`);
+    if (stat && !this.options.force) throw this.#exists();
+    return path;
+  }
+
+  /** Gives the file its name: link(2) never replaces what came into being in the meantime, rename(2) does. */
+  async #publish(): Promise<void> {
+    if (this.options.force) {
+      await attempt(this.target, 'write', () => rename(this.#partial, this.#path));
+      return;
+    }
+    try {
+      await link(this.#partial, this.#path);
+      await unlink(this.#partial);
+    } catch (error) {
+      if (errnoOf(error) === 'EEXIST') throw this.#exists();
+      // File systems without hard links.
+      await attempt(this.target, 'write', () => rename(this.#partial, this.#path));
+    }
+  }
+
+  #exists(): VmcoreError {
+    return new VmcoreError('EXISTS', `${this.target} exists; give --force to replace it`);
+  }
+}
+
+const ZEROS = new Uint8Array(1 << 20);
+
+async function attempt<T>(target: string, doing: string, work: () => Promise<T>): Promise<T> {
+  try {
+    return await work();
+  } catch (error) {
+    throw ioError('WRITE', `${doing} ${target}`, error);
+  }
+}

@@ -1,0 +1,85 @@
+/**
+ * Bytes of a file as a backing of guest memory, read with `pread` so that a sparse file stays sparse: QEMU's own dump
+ * reads through a mapping and leaves every page of a tmpfs file allocated.
+ */
+
+import { closeSync, fstatSync, openSync, read, readSync } from 'node:fs';
+import { ioError, VmcoreError } from '../errors.js';
+import type { Backing, DataRun } from '../physical-memory.js';
+import { seekData } from './holes.js';
+
+/** A file that is open for reading. */
+export class FileBacking implements Backing {
+  readonly #fd: number;
+  #open = true;
+
+  private constructor(
+    readonly name: string,
+    fd: number,
+    /** size of the file in bytes when it was opened */
+    readonly size: number,
+  ) {
+    this.#fd = fd;
+  }
+
+  /** Opens a file. @throws VmcoreError READ */
+  static open(path: string): FileBacking {
+    try {
+      const fd = openSync(path, 'r');
+      return new FileBacking(path, fd, fstatSync(fd).size);
+    } catch (error) {
+      throw ioError('READ', `open ${path}`, error);
+    }
+  }
+
+  readSync(offset: number, into: Uint8Array): void {
+    for (let done = 0; done < into.length; ) {
+      const count = this.#attempt(offset + done, () =>
+        readSync(this.#fd, into, done, into.length - done, offset + done),
+      );
+      done += this.#checkCount(count, offset + done, into.length - done);
+    }
+  }
+
+  async read(offset: number, into: Uint8Array): Promise<void> {
+    for (let done = 0; done < into.length; ) {
+      const count = await this.#readSome(offset + done, into, done);
+      done += this.#checkCount(count, offset + done, into.length - done);
+    }
+  }
+
+  nextData(offset: number, end: number): DataRun | null {
+    return seekData(this.#fd, offset, end);
+  }
+
+  close(): void {
+    if (this.#open) closeSync(this.#fd);
+    this.#open = false;
+  }
+
+  #readSome(offset: number, into: Uint8Array, done: number): Promise<number> {
+    return new Promise((resolve, reject) => {
+      read(this.#fd, into, done, into.length - done, offset, (error, count) => {
+        if (error) reject(ioError('READ', `read ${this.name} at byte ${offset}`, error));
+        else resolve(count);
+      });
+    });
+  }
+
+  #attempt(offset: number, doing: () => number): number {
+    try {
+      return doing();
+    } catch (error) {
+      throw ioError('READ', `read ${this.name} at byte ${offset}`, error);
+    }
+  }
+
+  /** A read that returns nothing has met the end of the file: it was cut, or has shrunk since it was opened. */
+  #checkCount(count: number, offset: number, wanted: number): number {
+    if (count > 0) return count;
+    throw new VmcoreError(
+      'TRUNCATED',
+      `${this.name} ends at byte ${offset}, but ${wanted} more bytes of memory belong there; the file is cut or has shrunk`,
+    );
+  }
+}

@@ -1,0 +1,124 @@
+/**
+ * Guest memory as a stream of chunks, in ascending order of addresses: regions are read slab by slab, and what a
+ * backing knows to be a hole is passed on as a chunk without data, whatever its size, and never read.
+ */
+
+import type { ChunkOptions } from '../guest.js';
+import { blockEnd, type DataRun, type MemoryBlock, type MemoryRegion } from '../physical-memory.js';
+import { SlabPool } from '../slab-pool.js';
+import { type Chunk, PAGE_SIZE, Source, type StageOptions } from '../stage.js';
+import { intersect } from '../transforms/range-filter.js';
+
+/** Holes smaller than this are read: a system call less is worth more than some zeros. */
+const SMALLEST_HOLE = 64 * 1024;
+
+/** Larger holes are passed on in pieces, so that progress is steady. */
+const LARGEST_HOLE = 64 << 20;
+
+/** A piece of work: bytes of one region that are all data or all hole. */
+interface Piece {
+  readonly region: MemoryRegion;
+  readonly paddr: number;
+  readonly length: number;
+  readonly hole: boolean;
+}
+
+/** Reads regions in order. */
+export class MemorySource extends Source<Chunk> {
+  readonly #pool: SlabPool;
+  readonly #pieces: Iterator<Piece>;
+
+  /**
+   * @param regions sorted and without overlap, as PhysicalMemory has them
+   * @param options `pool`, `range` (bytes of guest physical addresses), `signal`
+   */
+  constructor(regions: readonly MemoryRegion[], options: ChunkOptions & StageOptions = {}) {
+    super(options);
+    this.#pool = options.pool ?? new SlabPool();
+    this.#pieces = pieces(regions, options.range, this.#pool.slabBytes);
+  }
+
+  protected override async next(): Promise<Chunk | null> {
+    const { value: piece, done } = this.#pieces.next();
+    if (done) return null;
+    if (piece.hole) return { paddr: piece.paddr, length: piece.length };
+    return this.#readPiece(piece);
+  }
+
+  async #readPiece({ region, paddr, length }: Piece): Promise<Chunk> {
+    const slab = await this.#pool.take();
+    const data = slab.bytes.subarray(0, length);
+    try {
+      await region.backing!.read(region.offset + (paddr - region.base), data);
+    } catch (error) {
+      this.#pool.give(slab);
+      throw error;
+    }
+    return { paddr, length, data, release: () => this.#pool.give(slab) };
+  }
+}
+
+function* pieces(
+  regions: readonly MemoryRegion[],
+  range: MemoryBlock | undefined,
+  slabBytes: number,
+): Generator<Piece, undefined> {
+  for (const region of regions) {
+    const part = intersect(region, range);
+    if (part) yield* regionPieces(region, part.base, blockEnd(part), slabBytes);
+  }
+}
+
+/** Cuts [from, to) of a region into holes and slabs full of data. */
+function* regionPieces(region: MemoryRegion, from: number, to: number, slabBytes: number): Generator<Piece, undefined> {
+  let at = from;
+  for (const run of dataRuns(region, from, to)) {
+    if (run.start - at >= SMALLEST_HOLE) {
+      yield* cut(region, at, run.start, LARGEST_HOLE, true);
+      at = run.start;
+    }
+    yield* cut(region, at, run.end, slabBytes, false);
+    at = run.end;
+  }
+  yield* cut(region, at, to, LARGEST_HOLE, true);
+}
+
+/** Pieces of at most `step` bytes, cut at multiples of it so that they stay aligned to pages. */
+function* cut(
+  region: MemoryRegion,
+  from: number,
+  to: number,
+  step: number,
+  hole: boolean,
+): Generator<Piece, undefined> {
+  for (let at = from; at < to; ) {
+    const length = Math.min(step - (at % step), to - at);
+    yield { region, paddr: at, length, hole };
+    at += length;
+  }
+}
+
+/** The runs of data of a region as guest physical addresses, whole pages; everything when the backing cannot tell. */
+function* dataRuns({ base, offset, backing }: MemoryRegion, from: number, to: number): Generator<DataRun, undefined> {
+  if (!backing) return;
+  if (!backing.nextData) {
+    yield { start: from, end: to };
+    return;
+  }
+  const shift = base - offset;
+  for (let at = from; at < to; ) {
+    const run = backing.nextData(at - shift, to - shift);
+    if (!run) return;
+    const end = Math.min(pageUp(run.end + shift), to);
+    yield { start: Math.max(pageDown(run.start + shift), at), end };
+    at = end;
+  }
+}
+
+function pageDown(address: number): number {
+  return address - (address % PAGE_SIZE);
+}
+
+function pageUp(address: number): number {
+  return pageDown(address + PAGE_SIZE - 1);
+}

@@ -1,0 +1,17 @@
+/** Tally: lets chunks pass, and counts what was read and what was known to be zeros without reading. */
+
+import { type Chunk, Stage } from '../stage.js';
+
+/** Counts chunks on their way. */
+export class Tally extends Stage<Chunk, Chunk> {
+  /** bytes that were read */
+  dataBytes = 0;
+  /** bytes of holes, which were not */
+  holeBytes = 0;
+
+  protected override transform(chunk: Chunk): void {
+    if (chunk.data) this.dataBytes += chunk.length;
+    else this.holeBytes += chunk.length;
+    this.emitItem(chunk);
+  }
+}

@@ -1,0 +1,7 @@
+# Protected mode without paging.
+.include "guest.inc"
+
+main:
+    LOAD_SEGMENTS
+    FINISH32
+    .balign 4096

@@ -1,0 +1,116 @@
+/** Boots Debian's cloud kernel with a busybox initrd that fills some memory and then sleeps. */
+import { execFileSync, spawnSync } from 'node:child_process';
+import { chmodSync, copyFileSync, existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { gzipSync } from 'node:zlib';
+import { makeOnce } from './make-once.js';
+import { Qemu, type QemuOptions } from './qemu.js';
+
+const META_PACKAGE = 'linux-image-cloud-amd64';
+const MARKER = 'GUEST-IS-READY';
+const BOOT_TIMEOUT_MS = 180_000;
+
+/**
+ * tmpfs files make memory that is neither zero nor kernel: noise that no compressor can shrink, and text that all can.
+ * The module carries VMCOREINFO to QEMU's `vmcoreinfo` device, if there is one.
+ */
+const INIT = `#!/bin/sh
+busybox mkdir -p /proc /sys /tmp
+busybox mount -t proc proc /proc
+busybox mount -t sysfs sys /sys
+busybox mount -t tmpfs -o size=80% tmp /tmp
+busybox insmod /qemu_fw_cfg.ko
+busybox dd if=/dev/urandom of=/tmp/noise bs=64k count=480 2>/dev/null
+busybox yes 'Not all those who wander are lost.' | busybox dd of=/tmp/text bs=64k count=480 iflag=fullblock 2>/dev/null
+busybox echo ${MARKER}
+exec busybox sleep 1000000
+`;
+
+export interface LinuxKernel {
+  readonly kernel: string;
+  readonly initrd: string;
+  /** As `uname -r`. */
+  readonly release: string;
+}
+
+function busybox(): string | undefined {
+  return ['/bin/busybox', '/usr/bin/busybox'].find(
+    (path) => existsSync(path) && !execFileSync('readelf', ['-lW', path], { encoding: 'utf8' }).includes('INTERP'),
+  );
+}
+
+/** The package that the meta package stands for now, or undefined where there is no apt or it knows none. */
+function kernelPackage(): string | undefined {
+  const { stdout } = spawnSync('apt-cache', ['depends', META_PACKAGE], { encoding: 'utf8' });
+  return /Depends: (linux-image-\S+)/.exec(stdout ?? '')?.[1];
+}
+
+function cachedKernel(cache: string): string | undefined {
+  if (!existsSync(cache)) return undefined;
+  const names = readdirSync(cache).filter((name) => existsSync(join(cache, name, 'vmlinuz')));
+  const newest = names.sort().at(-1);
+  return newest && join(cache, newest);
+}
+
+/** What is missing to boot Linux; [] when nothing is. */
+export function missingForLinux(cache: string): string[] {
+  if (cachedKernel(cache) !== undefined) return [];
+  const missing = ['dpkg', 'cpio'].filter((tool) => spawnSync(tool, ['--version']).status !== 0);
+  if (busybox() === undefined) missing.push('busybox-static');
+  if (kernelPackage() === undefined) missing.push(`the package ${META_PACKAGE}`);
+  return missing;
+}
+
+/** Downloads and unpacks the kernel and makes the initrd, once. */
+export async function linuxKernel(cache: string): Promise<LinuxKernel> {
+  const known = cachedKernel(cache);
+  const package_ = known === undefined ? kernelPackage() : undefined;
+  if (known === undefined && package_ === undefined) throw new Error(`no package ${META_PACKAGE}: is there an apt?`);
+  const folder = known ?? join(cache, package_!);
+  await makeOnce(folder, (into) => unpack(package_!, into));
+  const release = /linux-image-(.*)$/.exec(folder)![1]!;
+  return { kernel: join(folder, 'vmlinuz'), initrd: join(folder, 'initrd'), release };
+}
+
+function unpack(package_: string, into: string): void {
+  const tree = join(into, 'tree');
+  const root = join(into, 'root');
+  execFileSync('apt-get', ['-q', 'download', package_], { cwd: into, stdio: 'pipe' });
+  const deb = find(into, (path) => path.endsWith('.deb'));
+  execFileSync('dpkg', ['-x', deb, tree]);
+  copyFileSync(
+    find(tree, (path) => path.startsWith('boot/vmlinuz-')),
+    join(into, 'vmlinuz'),
+  );
+  mkdirSync(join(root, 'bin'), { recursive: true });
+  copyFileSync(busybox()!, join(root, 'bin/busybox'));
+  execFileSync('ln', ['-s', 'busybox', join(root, 'bin/sh')]);
+  copyFileSync(
+    find(tree, (path) => path.endsWith('/qemu_fw_cfg.ko')),
+    join(root, 'qemu_fw_cfg.ko'),
+  );
+  writeFileSync(join(root, 'init'), INIT);
+  chmodSync(join(root, 'init'), 0o755);
+  const archive = execFileSync('sh', ['-c', 'find . | cpio --quiet -o -H newc'], { cwd: root, maxBuffer: 2 ** 26 });
+  writeFileSync(join(into, 'initrd'), gzipSync(archive, { level: 1 }));
+  for (const path of [tree, root, deb]) rmSync(path, { recursive: true });
+}
+
+function find(folder: string, wanted: (path: string) => boolean): string {
+  const path = (readdirSync(folder, { recursive: true }) as string[]).find(wanted);
+  if (path === undefined) throw new Error(`${folder} is not what a Debian kernel package looks like`);
+  return join(folder, path);
+}
+
+/** Boots Linux (with KASLR, as real ones do); returns when its memory is filled. It is not paused. */
+export async function bootLinux({ kernel, initrd }: LinuxKernel, options: QemuOptions): Promise<Qemu> {
+  const boot = ['-kernel', kernel, '-initrd', initrd, '-append', 'console=ttyS0 quiet panic=-1'];
+  const qemu = await Qemu.launch({ ...options, args: [...(options.args ?? []), ...boot] });
+  try {
+    await qemu.waitForSerial(MARKER, BOOT_TIMEOUT_MS);
+    return qemu;
+  } catch (error) {
+    await qemu.kill();
+    throw error;
+  }
+}

@@ -1,0 +1,136 @@
+import { execFileSync, spawn } from 'node:child_process';
+import { closeSync, fstatSync, openSync, readFileSync } from 'node:fs';
+import { connect, createServer } from 'node:net';
+import { join } from 'node:path';
+import { pipelinePromise, Readable } from 'streamx';
+import t from 'tap';
+import { FdSink } from '../../lib/sinks/fd-sink.js';
+import type { Extent } from '../../lib/stage.js';
+
+const MIB = 1 << 20;
+
+function extents(count: number): Extent[] {
+  return Array.from({ length: count }, (_, i) => ({
+    offset: i * MIB,
+    length: MIB,
+    data: new Uint8Array(new SharedArrayBuffer(MIB)).fill(i + 1),
+    memory: MIB,
+  }));
+}
+
+t.test('a file: bytes in order, holes filled with zeros, the descriptor stays open', async (t) => {
+  const path = join(t.testdir({}), 'out');
+  const fd = openSync(path, 'w');
+  const data = Uint8Array.of(1, 2, 3);
+  const sink = new FdSink(fd);
+  await pipelinePromise(
+    Readable.from([
+      { offset: 0, length: 3, data, memory: 0 },
+      { offset: 5, length: 4, memory: 4 },
+      { offset: 9, length: 3, data, memory: 3 },
+    ]),
+    sink,
+  );
+  t.same([...readFileSync(path)], [1, 2, 3, 0, 0, 0, 0, 0, 0, 1, 2, 3]);
+  t.same(sink.totals, { completed: 7, written: 12, skipped: 0 });
+  t.doesNotThrow(() => fstatSync(fd));
+  closeSync(fd);
+});
+
+t.test('the descriptor is closed when asked, also on failure', async (t) => {
+  const fd = openSync(join(t.testdir({}), 'out'), 'w');
+  await t.rejects(
+    pipelinePromise(
+      Readable.from([
+        { offset: 10, length: 1, data: new Uint8Array(1), memory: 0 },
+        { offset: 0, length: 1, data: new Uint8Array(1), memory: 0 },
+      ]),
+      new FdSink(fd, { close: true }),
+    ),
+    { code: 'UNSUPPORTED', message: /offset 0 come after offset 11.*seekable/ },
+  );
+  t.throws(() => fstatSync(fd), { code: 'EBADF' });
+});
+
+t.test('a descriptor that is not open', async (t) => {
+  await t.rejects(pipelinePromise(Readable.from(extents(1)), new FdSink(987)), {
+    code: 'WRITE',
+    message: 'cannot write fd 987: bad file descriptor',
+  });
+});
+
+t.test('a pipe', async (t) => {
+  const run = async (script: string, work: (fd: number) => Promise<void>) => {
+    const path = join(t.testdir({}), 'fifo');
+    execFileSync('mkfifo', [path]);
+    const child = spawn('sh', ['-c', `{ ${script}; } < "$0"`, path], { stdio: ['ignore', 'pipe', 'inherit'] });
+    let text = '';
+    child.stdout.on('data', (data) => {
+      text += data;
+    });
+    const closed = new Promise((resolve) => child.on('close', resolve));
+    const fd = openSync(path, 'w');
+    try {
+      await work(fd);
+    } finally {
+      closeSync(fd);
+      await closed;
+    }
+    return text.trim();
+  };
+
+  t.test('takes megabytes and delivers all of them', async (t) => {
+    const output = await run('cksum', async (fd) => {
+      await pipelinePromise(Readable.from(extents(8)), new FdSink(fd));
+      t.doesNotThrow(() => fstatSync(fd), 'still open: it is not ours');
+    });
+    const expected = execFileSync('cksum', { input: Buffer.concat(extents(8).map(({ data }) => data!)) });
+    t.equal(output, expected.toString().trim());
+  });
+
+  t.test('a reader that goes away', async (t) => {
+    await run('head -c 100000 > /dev/null', async (fd) => {
+      await t.rejects(pipelinePromise(Readable.from(extents(8)), new FdSink(fd)), {
+        code: 'WRITE',
+        message: /reader has gone away/,
+      });
+    });
+  });
+
+  t.test('a reader that does not read does not keep us from being aborted', async (t) => {
+    await run('sleep 1', async (fd) => {
+      const abort = new AbortController();
+      const sink = new FdSink(fd, { signal: abort.signal });
+      const done = pipelinePromise(Readable.from(extents(8)), sink);
+      setTimeout(() => abort.abort(), 50);
+      await t.rejects(done);
+      t.ok(sink.totals.completed < 8 * MIB, 'progress is what the reader took');
+    });
+  });
+});
+
+t.test('a socket', async (t) => {
+  const path = join(t.testdir({}), 's');
+  let received = 0;
+  const server = createServer((socket) =>
+    socket.on('data', (data) => {
+      received += data.length;
+    }),
+  );
+  await new Promise<void>((resolve) => server.listen(path, resolve));
+  const client = connect(path);
+  await new Promise((resolve) => client.on('connect', resolve));
+  const fd = (client as unknown as { _handle: { fd: number } })._handle.fd;
+  await pipelinePromise(Readable.from(extents(8)), new FdSink(fd));
+  client.end();
+  await new Promise((resolve) => server.close(resolve));
+  t.equal(received, 8 * MIB);
+});
+
+t.test('/dev/full', async (t) => {
+  const fd = openSync('/dev/full', 'w');
+  await t.rejects(pipelinePromise(Readable.from(extents(1)), new FdSink(fd, { close: true, name: '/dev/full' })), {
+    code: 'WRITE',
+    message: 'cannot write /dev/full: no space left on device',
+  });
+});

@@ -1,0 +1,124 @@
+import { chmodSync, existsSync, readdirSync, readFileSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { pipelinePromise, Readable } from 'streamx';
+import t from 'tap';
+import { FileSink, type FileSinkOptions } from '../../lib/sinks/file-sink.js';
+import type { Extent } from '../../lib/stage.js';
+
+const MIB = 1 << 20;
+
+function extent(offset: number, data: Uint8Array, memory = data.length): Extent {
+  return { offset, length: data.length, data, memory };
+}
+
+function hole(offset: number, length: number): Extent {
+  return { offset, length, memory: length };
+}
+
+async function write(path: string, extents: readonly Extent[], options?: FileSinkOptions): Promise<FileSink> {
+  const sink = new FileSink(path, options);
+  await pipelinePromise(Readable.from([...extents]), sink);
+  return sink;
+}
+
+function bytes(length: number, fill: number): Uint8Array {
+  return new Uint8Array(length).fill(fill);
+}
+
+t.test('extents land at their offsets, in any order; the file is for its owner only', async (t) => {
+  const path = join(t.testdir({}), 'vmcore');
+  const sink = await write(path, [extent(8192, bytes(4096, 2)), extent(0, bytes(100, 1)), extent(5000, bytes(10, 3))]);
+  const want = Buffer.alloc(12288);
+  want.fill(1, 0, 100);
+  want.fill(3, 5000, 5010);
+  want.fill(2, 8192);
+  t.same(readFileSync(path), want);
+  t.equal(statSync(path).mode & 0o777, 0o600);
+  t.equal(sink.totals.completed, 4096 + 100 + 10);
+  t.same(readdirSync(join(path, '..')), ['vmcore'], 'nothing is left beside it');
+});
+
+t.test('zeros are holes, also at the end; a dense file has none', async (t) => {
+  const dir = t.testdir({});
+  const extents = [extent(0, bytes(MIB, 1)), extent(MIB, bytes(MIB, 0)), hole(2 * MIB, 8 * MIB)];
+  const sparse = await write(join(dir, 'sparse'), extents);
+  const dense = await write(join(dir, 'dense'), extents, { sparse: false });
+  t.same(readFileSync(join(dir, 'sparse')), readFileSync(join(dir, 'dense')));
+  t.equal(statSync(join(dir, 'sparse')).size, 10 * MIB);
+  t.ok(statSync(join(dir, 'sparse')).blocks * 512 < 2 * MIB);
+  t.ok(statSync(join(dir, 'dense')).blocks * 512 >= 10 * MIB);
+  t.same(sparse.totals, { completed: 10 * MIB, written: MIB, skipped: 9 * MIB });
+  t.same(dense.totals, { completed: 10 * MIB, written: 10 * MIB, skipped: 0 });
+});
+
+t.test('an existing file is refused and kept; --force replaces it only when all is written', async (t) => {
+  const path = join(t.testdir({ vmcore: 'old' }), 'vmcore');
+  await t.rejects(write(path, [extent(0, bytes(10, 1))]), { code: 'EXISTS', message: /--force/ });
+  t.equal(readFileSync(path, 'utf8'), 'old');
+  const failing = Readable.from(
+    (async function* () {
+      yield extent(0, bytes(10, 1));
+      t.equal(readFileSync(path, 'utf8'), 'old', 'the old file is there while the new one is written');
+      throw new Error('source failed');
+    })(),
+  );
+  await t.rejects(pipelinePromise(failing, new FileSink(path, { force: true })), { message: 'source failed' });
+  t.equal(readFileSync(path, 'utf8'), 'old', 'and after a failure');
+  await write(path, [extent(0, bytes(10, 1))], { force: true });
+  t.equal(statSync(path).size, 10);
+  t.same(readdirSync(join(path, '..')), ['vmcore']);
+});
+
+t.test('a file that comes into being meanwhile is not replaced', async (t) => {
+  const path = join(t.testdir({}), 'vmcore');
+  const source = Readable.from(
+    (async function* () {
+      yield extent(0, bytes(10, 1));
+      writeFileSync(path, 'somebody else');
+    })(),
+  );
+  await t.rejects(pipelinePromise(source, new FileSink(path)), { code: 'EXISTS' });
+  t.equal(readFileSync(path, 'utf8'), 'somebody else');
+  t.same(readdirSync(join(path, '..')), ['vmcore']);
+});
+
+t.test('a symbolic link is followed', async (t) => {
+  const dir = t.testdir({ real: 'old' });
+  symlinkSync('real', join(dir, 'link'));
+  await write(join(dir, 'link'), [extent(0, bytes(3, 0x41))], { force: true });
+  t.equal(readFileSync(join(dir, 'real'), 'utf8'), 'AAA');
+});
+
+t.test('what cannot be written says so in one line', async (t) => {
+  const dir = t.testdir({ sub: {} });
+  await t.rejects(write(join(dir, 'sub'), []), { code: 'WRITE', message: /is a directory/ });
+  await t.rejects(write(join(dir, 'no', 'such'), []), { code: 'WRITE', message: /no such file or directory/ });
+  if (process.getuid?.() !== 0) {
+    chmodSync(join(dir, 'sub'), 0o500);
+    await t.rejects(write(join(dir, 'sub', 'x'), []), { message: /permission denied/ });
+  }
+});
+
+t.test('aborted: nothing stays', async (t) => {
+  const dir = t.testdir({});
+  const abort = new AbortController();
+  const source = new Readable({ read: () => {} });
+  source.push(extent(0, bytes(10, 1)));
+  const done = pipelinePromise(source, new FileSink(join(dir, 'vmcore'), { signal: abort.signal }));
+  setTimeout(() => abort.abort(), 20);
+  await t.rejects(done);
+  t.same(readdirSync(dir), []);
+  t.notOk(existsSync(join(dir, 'vmcore')));
+});
+
+t.test('bytes are given back when they have been written, and progress says so', async (t) => {
+  const path = join(t.testdir({}), 'vmcore');
+  let released = 0;
+  const sink = new FileSink(path);
+  const seen: number[] = [];
+  sink.on('progress' as 'drain', () => seen.push(sink.totals.completed));
+  const items = [1, 2, 3].map((n) => ({ ...extent(n * 4096, bytes(4096, n)), release: () => void released++ }));
+  await pipelinePromise(Readable.from(items), sink);
+  t.equal(released, 3);
+  t.same(seen, [4096, 8192, 12288]);
+});

@@ -1,0 +1,103 @@
+import fc from 'fast-check';
+import t from 'tap';
+import type { MemoryRegion } from '../../lib/physical-memory.js';
+import { SlabPool } from '../../lib/slab-pool.js';
+import { MemorySource } from '../../lib/sources/memory-source.js';
+import type { Chunk } from '../../lib/stage.js';
+import { addressPattern, BufferBacking } from '../guest-fixture.js';
+
+const K = 1024;
+
+async function collect(source: MemorySource): Promise<Chunk[]> {
+  const chunks: Chunk[] = [];
+  for await (const chunk of source) chunks.push(chunk);
+  return chunks;
+}
+
+t.test('holes that the backing knows of are passed on unread', async (t) => {
+  const backing = new BufferBacking(new Uint8Array(1024 * K).fill(7), [{ start: 512 * K + 5, end: 512 * K + 6 }]);
+  const chunks = await collect(new MemorySource([{ base: 0, length: 1024 * K, backing, offset: 0 }]));
+  t.same(
+    chunks.map(({ paddr, length, data }) => [paddr, length, data !== undefined]),
+    [
+      [0, 512 * K, false],
+      [512 * K, 4 * K, true],
+      [516 * K, 508 * K, false],
+    ],
+  );
+});
+
+t.test('a region without a backing is one hole, and a terabyte of it costs nothing', async (t) => {
+  const chunks = await collect(new MemorySource([{ base: 0x1000, length: 2 ** 40, backing: null, offset: 0 }]));
+  t.ok(chunks.every((chunk) => chunk.data === undefined));
+  t.equal(
+    chunks.reduce((sum, chunk) => sum + chunk.length, 0),
+    2 ** 40,
+  );
+});
+
+t.test('chunks stay aligned to pages whatever the bases, and never cross a region', async (t) => {
+  const region = (base: number, length: number): MemoryRegion => ({
+    base,
+    length,
+    backing: new BufferBacking(addressPattern(length, base)),
+    offset: 0,
+  });
+  const pool = new SlabPool(4, 64 * K);
+  const regions = [region(0x800, 300 * K), region(0x800 + 300 * K, 100 * K)];
+  const seen: [number, number][] = [];
+  for await (const chunk of new MemorySource(regions, { pool })) {
+    t.same(chunk.data, addressPattern(chunk.length, chunk.paddr));
+    seen.push([chunk.paddr, chunk.length]);
+    chunk.release?.();
+  }
+  t.ok(seen.slice(1, 4).every(([paddr]) => paddr % (64 * K) === 0));
+  t.ok(
+    seen.some(([paddr]) => paddr === 0x800 + 300 * K),
+    'the second region begins a chunk',
+  );
+});
+
+t.test('a backing that fails fails the stream, and its slab goes back', async (t) => {
+  const pool = new SlabPool(1, 64 * K);
+  const backing = new BufferBacking(new Uint8Array(10));
+  await t.rejects(collect(new MemorySource([{ base: 0, length: 100, backing, offset: 0 }], { pool })), {
+    code: 'TRUNCATED',
+  });
+  t.ok(await pool.take(), 'the slab is there again');
+});
+
+t.test('property: all bytes of a range come, once and in order', async () => {
+  const runs = fc.array(fc.record({ gap: fc.nat(300 * K), length: fc.integer({ min: 1, max: 200 * K }) }), {
+    maxLength: 4,
+  });
+  await fc.assert(
+    fc.asyncProperty(runs, fc.nat(800 * K), fc.nat(800 * K), fc.nat(8), async (parts, begin, length, page) => {
+      const size = 1024 * K;
+      const flat = new Uint8Array(size);
+      const data: { start: number; end: number }[] = [];
+      let at = 0;
+      for (const part of parts) {
+        const start = at + part.gap;
+        const end = Math.min(start + part.length, size);
+        if (start >= end) break;
+        flat.fill(0xa5, start, end);
+        data.push({ start, end });
+        at = end + 1;
+      }
+      const base = page * 4096;
+      const range = { base: begin, length: length + 1 };
+      const region = { base, length: size, backing: new BufferBacking(flat, data), offset: 0 };
+      let expected = Math.max(base, begin);
+      for (const chunk of await collect(new MemorySource([region], { range, pool: new SlabPool(100, 64 * K) }))) {
+        if (chunk.paddr !== expected) return false;
+        const bytes = chunk.data ?? new Uint8Array(chunk.length);
+        const want = flat.subarray(chunk.paddr - base, chunk.paddr - base + chunk.length);
+        if (Buffer.compare(bytes, want) !== 0) return false;
+        expected += chunk.length;
+      }
+      return expected === Math.max(Math.min(base + size, begin + length + 1), Math.max(base, begin));
+    }),
+    { numRuns: 60 },
+  );
+});
