@@ -42,6 +42,32 @@ export interface Extent {
   readonly release?: (() => void) | undefined;
 }
 
+/** What became of a page in a page batch. */
+export const PAGE_ZERO = 0;
+export const PAGE_STORED = 1;
+export const PAGE_COMPRESSED = 2;
+
+/**
+ * What leaves the page compressor: consecutive pages of guest memory, encoded. Pages are whole: what a range or a
+ * block cuts off is zeros.
+ */
+export interface PageBatch {
+  /** guest physical address of the first page, a multiple of PAGE_SIZE */
+  readonly paddr: number;
+  /** number of pages */
+  readonly count: number;
+  /** for each page PAGE_ZERO, PAGE_STORED or PAGE_COMPRESSED; absent when all are zero (a hole of any size) */
+  readonly kinds?: Uint8Array | undefined;
+  /** for each page the bytes of its encoding: 0 for PAGE_ZERO, PAGE_SIZE for PAGE_STORED, less for PAGE_COMPRESSED */
+  readonly sizes?: Uint16Array | undefined;
+  /** the encodings, back to back; absent when all pages are zero */
+  readonly data?: Uint8Array | undefined;
+  /** bytes of guest memory that the batch stands for; less than count pages where a range cuts pages */
+  readonly memory: number;
+  /** gives kinds, sizes and data back to their pool; call it once, when they are needed no more */
+  readonly release?: (() => void) | undefined;
+}
+
 /** How much progress a dump has made, in bytes of guest memory, with the meaning of QMP's `query-dump`. */
 export interface Progress {
   /** bytes of guest memory that the sink has taken */

@@ -118,17 +118,25 @@ export function vmcoreinfoFacts(info: Vmcoreinfo): VmcoreinfoFacts {
  * text alone, which becomes a note of that name.
  */
 export function vmcoreinfoNote(bytes: Uint8Array): ElfNote {
-  return isWholeNote(bytes) ? parseNotes(bytes, 'note')[0]! : encodeNote(NOTE_NAME_VMCOREINFO, 0, bytes);
+  const size = wholeNoteSize(bytes);
+  if (size === null) return encodeNote(NOTE_NAME_VMCOREINFO, 0, bytes);
+  const padded = new Uint8Array(align4(size));
+  padded.set(bytes.subarray(0, size));
+  return parseNotes(padded, 'note')[0]!;
 }
 
-/** Whether bytes are one ELF note from end to end; no text is, for its first letters would be a size of gigabytes. */
-function isWholeNote(bytes: Uint8Array): boolean {
-  if (bytes.length < NOTE_HEADER_SIZE) return false;
+/**
+ * Bytes of the one ELF note that `bytes` is from end to end, without its padding; null when it is none. Zeros may
+ * follow: Linux ends its notes with a header of zeros. No text is a note, its first letters are a size of gigabytes.
+ */
+function wholeNoteSize(bytes: Uint8Array): number | null {
+  if (bytes.length < NOTE_HEADER_SIZE) return null;
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const nameSize = view.getUint32(0, true);
   const descSize = view.getUint32(4, true);
-  const unpadded = NOTE_HEADER_SIZE + align4(nameSize) + descSize;
-  return nameSize > 0 && descSize > 0 && (bytes.length === unpadded || bytes.length === align4(unpadded));
+  const size = NOTE_HEADER_SIZE + align4(nameSize) + descSize;
+  const isNote = nameSize > 0 && descSize > 0 && size <= bytes.length;
+  return isNote && bytes.subarray(size).every((byte) => byte === 0) ? size : null;
 }
 
 function decimal(text: string | null): bigint | null {
@@ -136,5 +144,5 @@ function decimal(text: string | null): bigint | null {
 }
 
 function hexadecimal(text: string | null): bigint | null {
-  return text !== null && HEXADECIMAL.test(text) ? BigInt(text.startsWith('0x') ? text : `0x${text}`) : null;
+  return text !== null && HEXADECIMAL.test(text) ? BigInt(`0x${text.replace(/^0x/i, '')}`) : null;
 }

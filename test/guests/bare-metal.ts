@@ -12,7 +12,7 @@ const MARKER = '!';
 const BOOT_TIMEOUT_MS = 60_000;
 
 export function bareMetalSources(name: string): string[] {
-  return [join(SOURCES, `${name}.S`), join(SOURCES, 'guest.inc')];
+  return [`${name}.S`, 'guest.inc', 'smp.inc'].map((file) => join(SOURCES, file));
 }
 
 /** Makes the kernel in the folder `into`; returns its path. */

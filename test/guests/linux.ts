@@ -12,7 +12,8 @@ const BOOT_TIMEOUT_MS = 180_000;
 
 /**
  * tmpfs files make memory that is neither zero nor kernel: noise that no compressor can shrink, and text that all can.
- * The module carries VMCOREINFO to QEMU's `vmcoreinfo` device, if there is one.
+ * The module carries VMCOREINFO to QEMU's `vmcoreinfo` device, if there is one. With more than one CPU, one of them is
+ * kept busy, for the most part in user mode.
  */
 const INIT = `#!/bin/sh
 busybox mkdir -p /proc /sys /tmp
@@ -22,6 +23,7 @@ busybox mount -t tmpfs -o size=80% tmp /tmp
 busybox insmod /qemu_fw_cfg.ko
 busybox dd if=/dev/urandom of=/tmp/noise bs=64k count=480 2>/dev/null
 busybox yes 'Not all those who wander are lost.' | busybox dd of=/tmp/text bs=64k count=480 iflag=fullblock 2>/dev/null
+[ "$(busybox nproc)" = 1 ] || while :; do :; done &
 busybox echo ${MARKER}
 exec busybox sleep 1000000
 `;

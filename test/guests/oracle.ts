@@ -137,7 +137,7 @@ function qemuVersion({ qemu }: GuestTraits): string {
 /** Of everything that a guest is made from, but for the version of Debian's kernel. */
 function fingerprint(name: GuestName, traits: GuestTraits, qemu: string): string {
   const modules = ['oracle', 'qemu', 'registers-lost', traits.kind].map((module) => join(GUESTS_SOURCE, `${module}.ts`));
-  const sources = traits.kind === 'linux' ? modules : [...modules, ...bareMetalSources(name)];
+  const sources = traits.kind === 'linux' ? modules : [...modules, ...bareMetalSources(traits.source ?? name)];
   const hash = createHash('sha256').update(JSON.stringify([name, traits, qemu]));
   for (const source of sources) hash.update(readFileSync(source));
   return hash.digest('hex').slice(0, 12);
@@ -148,7 +148,7 @@ async function make(name: GuestName, traits: GuestTraits, version: string, into:
   const qemu =
     linux !== undefined
       ? await bootLinux(linux, traits.qemu)
-      : await bootBareMetal(assemble(name, into), traits.qemu);
+      : await bootBareMetal(assemble(traits.source ?? name, into), traits.qemu);
   try {
     await qemu.stop();
     const rest = await take(qemu, traits, into);

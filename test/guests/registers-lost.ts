@@ -47,8 +47,8 @@ function lostOfSegment(text: string, name: string, protectedMode: boolean, note:
   const match = new RegExp(pattern, 'm').exec(text);
   if (match === null) return ['all'];
   const [selector, base, limit, flags] = match.slice(1).map((field) => BigInt(`0x${field || 0}`));
-  // The cached flags are the descriptor's upper half; the text leaves out what there is base.
-  const ofBase = table || !protectedMode ? 0n : ((base! >> 16n) & 0xffn) | (base! & 0xff000000n);
+  // The cached flags are the descriptor's upper half, of which the text leaves out what is base. None in a null segment.
+  const ofBase = table || !protectedMode || flags === 0n ? 0n : ((base! >> 16n) & 0xffn) | (base! & 0xff000000n);
   const found = {
     selector: selector === BigInt(note.readUInt32LE(0)),
     limit: limit === BigInt(note.readUInt32LE(4)),

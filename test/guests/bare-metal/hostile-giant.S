@@ -12,7 +12,7 @@ main64:
 
 TABLE pml4
 TO 0, pdpt, P+RW
-MAPS 256, 256, pdpt_giant - image + BASE, 0, P+RW
+TOS 256, 256, pdpt_giant, P+RW
 TABLE pdpt
 TO 0, pd, P+RW
 TABLE pd

@@ -12,16 +12,16 @@ main64:
 
 TABLE pml4
 TO 0, pdpt, P+RW
-MAPS 472, 32, shadow_pdpt - image + BASE, 0, P+RW   # 0xffffec0000000000 up
+TOS 472, 32, shadow_pdpt, P+RW              # 0xffffec0000000000 up
 TO 511, pdpt, P+RW
 TABLE pdpt
 TO 0, pd, P+RW
 TABLE pd
 MAPS 0, 8, 0, 0x200000, P+RW+PS+G
 TABLE shadow_pdpt
-MAPS 0, 512, shadow_pd - image + BASE, 0, P+RW
+TOS 0, 512, shadow_pd, P+RW
 TABLE shadow_pd
-MAPS 0, 512, shadow_pt - image + BASE, 0, P+RW
+TOS 0, 512, shadow_pt, P+RW
 TABLE shadow_pt
 MAPS 0, 512, 0x700000, 0, P+NX+A
     .balign 4096

@@ -11,9 +11,7 @@ main64:
 
 TABLE pml4
 TO 0, pdpt, P+RW
-.rept 511
-    .quad (pml4 - image) + BASE + P + RW
-.endr
+TOS 1, 511, pml4, P+RW
 TABLE pdpt
 TO 0, pd, P+RW
 TABLE pd

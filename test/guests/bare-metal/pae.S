@@ -39,7 +39,7 @@ MAP 511, 0xe00000, P+RW+PS                  # the last of the first GiB …
     .set NOISE_TABLE, image + NOISE - BASE
 
 TABLE pd_1
-MAP 0, 0x1000000 - 0x200000 + 0x200000, P+RW+PS # … goes on in the second
+MAP 0, 0x1000000, P+RW+PS                   # … goes on in the second
 TO 1, pt_mixed, P+RW                        # aliases
 MAP 2, 0xe00000, P+RW+PS+NX                 # two in reverse order
 MAP 3, 0xc00000, P+RW+PS+NX

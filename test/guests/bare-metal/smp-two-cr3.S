@@ -66,11 +66,11 @@ MAP 79, LABELS + 0x4e000, P+RW              # near, but not touching
 MAP 82, LABELS + 0x52000, P+RW
 
 TABLE pt_first_inner
-MAPS 48, 3, 0xc00000 + 48 * 0x1000, 0x1000, P+RW
-MAPS 100, 2, 0xc00000 + 100 * 0x1000, 0x1000, P+RW
+MAPS 48, 3, 0xc30000, 0x1000, P+RW
+MAPS 100, 2, 0xc64000, 0x1000, P+RW
 TABLE pt_second_inner
-MAPS 7, 2, 0x600000 + 7 * 0x1000, 0x1000, P+RW
-MAPS 510, 2, 0x600000 + 510 * 0x1000, 0x1000, P+RW
+MAPS 7, 2, 0x607000, 0x1000, P+RW
+MAPS 510, 2, 0x7fe000, 0x1000, P+RW
 
 TABLE pdpt_kernel
 TO 510, pd_kernel, P+RW
@@ -90,5 +90,5 @@ TO 511, pt_last_2, P+RW
 TABLE pt_last_2
 MAP 0, 0xe00000, P+RW                       # … so that a part of it seems to reach further: the mapping shrinks
 MAP 1, 0xe01000, P+RW
-MAP 511, 0xe00000 + 511 * 0x1000, P+RW
+MAP 511, 0xfff000, P+RW
     .balign 4096
