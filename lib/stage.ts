@@ -227,3 +227,11 @@ function attempt(hook: () => Promise<void> | void, callback: Callback): void {
   }
   settle(work, callback);
 }
+
+/**
+ * A stage as the type that Node's `stream.pipeline` asks for. It is the same object: streamx streams work there, only
+ * their types say less.
+ */
+export function nodeStream(stage: Transform | Writable): NodeJS.ReadWriteStream {
+  return stage as unknown as NodeJS.ReadWriteStream;
+}

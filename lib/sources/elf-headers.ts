@@ -132,21 +132,23 @@ export function truncatedError(name: string, end: number, what: string, claimed:
 export async function readElfHeader(reader: CoreReader): Promise<DecodedElfHeader> {
   const { name } = reader;
   const ident = await reader.read(0, EI_NIDENT, 'an ELF header');
-  if (ELFMAG.some((byte, i) => ident[i] !== byte)) throw bad(name, 'is not an ELF file');
-  if (ident[5] === ELFDATA2MSB) throw bad(name, 'is a big-endian ELF file, so not the core of an x86 machine');
+  if (ELFMAG.some((byte, i) => ident[i] !== byte)) throw badInput(`${name} is not an ELF file`);
+  if (ident[5] === ELFDATA2MSB) throw badInput(`${name} is a big-endian ELF file, so not the core of an x86 machine`);
   const size = ident[4] === ELFCLASS64 ? ELF_SIZES[2].ehdr : ELF_SIZES[1].ehdr;
   const header = decodeElfHeader(await reader.read(0, size, 'the ELF header'));
-  if (!header) throw bad(name, `has an ELF header of unknown class ${ident[4]} or byte order ${ident[5]}`);
+  if (!header) throw badInput(`${name} has an ELF header of unknown class ${ident[4]} or byte order ${ident[5]}`);
   if (header.type !== ET_CORE)
-    throw bad(name, `is an ELF file but not a core: ${TYPE_NAMES[header.type] ?? `of e_type ${header.type}`}`);
+    throw badInput(`${name} is an ELF file but not a core: ${TYPE_NAMES[header.type] ?? `of e_type ${header.type}`}`);
   if (header.machine !== EM_386 && header.machine !== EM_X86_64)
-    throw bad(name, `is a core of ${MACHINE_NAMES[header.machine] ?? `e_machine ${header.machine}`}, not of x86`);
+    throw badInput(
+      `${name} is a core of ${MACHINE_NAMES[header.machine] ?? `e_machine ${header.machine}`}, not of x86`,
+    );
   return header;
 }
 
 /**
  * Reads what follows from an ELF core's header: program headers and notes.
- * @param firstLoadLimits when given, a stream's: notes must stand before the first byte of memory
+ * @param options `notesFirst`: the core is a stream, whose notes must stand before its memory
  * @throws VmcoreError BAD_INPUT, TRUNCATED, LIMIT, READ; UNSUPPORTED for notes that a stream has behind its memory
  */
 export async function readCoreHeaders(
@@ -170,14 +172,18 @@ function sortNotes(notes: readonly ElfNote[], machine: number): Pick<CoreHeaders
   return { arch: isX86_64 ? 'x86_64' : 'i386', cpus, notes: others };
 }
 
-async function readProgramHeaders(
+/**
+ * The program headers of a core, as they stand.
+ * @throws VmcoreError BAD_INPUT, TRUNCATED, LIMIT, READ
+ */
+export async function readProgramHeaderTable(
   reader: CoreReader,
   header: DecodedElfHeader,
   limits: ElfLimits,
-): Promise<{ loads: LoadSegment[]; noteSegments: NoteSegment[] }> {
+): Promise<ProgramHeader[]> {
   const { name } = reader;
   const count = await countProgramHeaders(reader, header);
-  if (count === 0) throw bad(name, 'has no program headers, so no memory');
+  if (count === 0) throw badInput(`${name} has no program headers, so no memory`);
   if (count > limits.maxProgramHeaders)
     throw new VmcoreError(
       'LIMIT',
@@ -187,12 +193,19 @@ async function readProgramHeaders(
   const { phdr: size } = ELF_SIZES[header.class];
   const bytes = await reader.read(header.phoff, count * size, `the table of ${count} program headers`);
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  return Array.from({ length: count }, (_, index) => decodeProgramHeader(view, index * size, header.class));
+}
+
+async function readProgramHeaders(
+  reader: CoreReader,
+  header: DecodedElfHeader,
+  limits: ElfLimits,
+): Promise<{ loads: LoadSegment[]; noteSegments: NoteSegment[] }> {
   const loads: LoadSegment[] = [];
   const noteSegments: NoteSegment[] = [];
-  for (let index = 0; index < count; index++) {
-    const phdr = decodeProgramHeader(view, index * size, header.class);
+  for (const [index, phdr] of (await readProgramHeaderTable(reader, header, limits)).entries()) {
     if (phdr.type === PT_NOTE) noteSegments.push({ index, offset: phdr.offset, size: phdr.filesz });
-    if (phdr.type === PT_LOAD && isStoredMemory(phdr)) loads.push(loadSegment(name, index, phdr));
+    if (phdr.type === PT_LOAD && isStoredMemory(phdr)) loads.push(loadSegment(reader.name, index, phdr));
   }
   return { loads, noteSegments };
 }
@@ -202,7 +215,8 @@ async function countProgramHeaders(reader: CoreReader, header: DecodedElfHeader)
   if (header.phnum !== PN_XNUM) return header.phnum;
   const { shdr: size } = ELF_SIZES[header.class];
   const what = 'section header 0, which holds the number of program headers (PN_XNUM),';
-  if (header.shoff === 0) throw bad(reader.name, `has PN_XNUM program headers but no section header to count them`);
+  if (header.shoff === 0)
+    throw badInput(`${reader.name} has PN_XNUM program headers but no section header to count them`);
   checkOffset(reader.name, header.shoff, what);
   const bytes = await reader.read(header.shoff, size, what);
   return decodeSectionHeader(new DataView(bytes.buffer, bytes.byteOffset, size), 0, header.class).info;
@@ -211,8 +225,10 @@ async function countProgramHeaders(reader: CoreReader, header: DecodedElfHeader)
 function checkProgramHeaderTable(name: string, header: DecodedElfHeader): void {
   const { ehdr, phdr } = ELF_SIZES[header.class];
   if (header.phentsize !== phdr)
-    throw bad(name, `has an e_phentsize of ${header.phentsize}, but program headers of its class have ${phdr} bytes`);
-  if (header.phoff < ehdr) throw bad(name, `has an e_phoff of ${header.phoff}, which is inside the ELF header`);
+    throw badInput(
+      `${name} has an e_phentsize of ${header.phentsize}, but program headers of its class have ${phdr} bytes`,
+    );
+  if (header.phoff < ehdr) throw badInput(`${name} has an e_phoff of ${header.phoff}, which is inside the ELF header`);
   checkOffset(name, header.phoff, 'the program header table');
 }
 
@@ -226,14 +242,16 @@ function loadSegment(name: string, index: number, phdr: ProgramHeader): LoadSegm
   const what = `program header ${index}`;
   // Numbers above 2^53 are rounded, but never to below 2^53: these checks hold for them too.
   if (paddr + memsz > PHYSICAL_ADDRESS_LIMIT)
-    throw bad(name, `${what}: memory ${hex(paddr)}+${hex(memsz)} ends above the 52 bits of x86 addresses`);
-  if (filesz > memsz) throw bad(name, `${what}: p_filesz ${hex(filesz)} is larger than p_memsz ${hex(memsz)}`);
+    throw badInput(`${name}, ${what}: memory ${hex(paddr)}+${hex(memsz)} ends above the 52 bits of x86 addresses`);
+  if (filesz > memsz) throw badInput(`${name}, ${what}: p_filesz ${hex(filesz)} is larger than p_memsz ${hex(memsz)}`);
   checkOffset(name, offset + filesz, what);
   return { index, paddr, offset, filesz, memsz, isVirtual: phdr.vaddr !== 0n && phdr.vaddr !== BigInt(paddr) };
 }
 
-function checkOffset(name: string, offset: number, what: string): void {
-  if (!Number.isSafeInteger(offset)) throw bad(name, `${what} stands at byte ${hex(offset)}, where no file reaches`);
+/** Refuses an offset that no file can have, and that a number cannot hold exactly. */
+export function checkOffset(name: string, offset: number, what: string): void {
+  if (!Number.isSafeInteger(offset))
+    throw badInput(`${name}: ${what} stands at byte ${hex(offset)}, where no file reaches`);
 }
 
 async function readNotes(
@@ -273,18 +291,16 @@ function checkNotesFirst(name: string, loads: readonly LoadSegment[], segments: 
 
 /** The core of a process, ET_CORE as well, has no physical addresses: all are 0. */
 function checkMachine(name: string, loads: readonly LoadSegment[], notes: readonly ElfNote[]): void {
-  if (loads.length === 0) throw bad(name, 'holds no memory: no PT_LOAD has both bytes and a physical address');
+  if (loads.length === 0) throw badInput(`${name} holds no memory: no PT_LOAD has both bytes and a physical address`);
   const virtualOnly = loads.every((load) => load.paddr === 0) && loads.some((load) => load.isVirtual);
   const hasProcessNote = notes.some((note) => note.name === NOTE_NAME_CORE && PROCESS_NOTES.has(note.type));
   if (virtualOnly && (loads.length > 1 || hasProcessNote))
-    throw bad(name, 'looks like the core of a process, not of a machine: its memory has no physical addresses');
+    throw badInput(`${name} looks like the core of a process, not of a machine: its memory has no physical addresses`);
 }
 
-function bad(name: string, text: string): VmcoreError {
-  return new VmcoreError(
-    'BAD_INPUT',
-    /^(program header|section|the )/.test(text) ? `${name}: ${text}` : `${name} ${text}`,
-  );
+/** The error of an input that is not what it claims to be. */
+export function badInput(message: string): VmcoreError {
+  return new VmcoreError('BAD_INPUT', message);
 }
 
 function hex(value: number): string {

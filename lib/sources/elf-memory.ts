@@ -8,22 +8,14 @@
  */
 
 import { VmcoreError } from '../errors.js';
+import { NOTE_NAME_QEMU } from '../formats/notes.js';
 import { blockEnd, type MemoryBlock } from '../physical-memory.js';
-import type { LoadSegment } from './elf-headers.js';
+import type { CoreHeaders, LoadSegment } from './elf-headers.js';
 
 /** A contiguous piece of guest memory that is also contiguous in the core. */
 export interface StoredBlock extends MemoryBlock {
   /** offset of its first byte in the core; null when it reads as zeros */
   readonly offset: number | null;
-}
-
-/** How to read a table of PT_LOADs. */
-export interface MemoryRules {
-  /**
-   * What p_memsz has beyond p_filesz is memory that reads as zeros, as the gABI says. Not so for QEMU: its mappings
-   * run past the end of the RAM block that they begin in, and there is a hole or another block behind it.
-   */
-  readonly tailsAreZeros: boolean;
 }
 
 /**
@@ -33,11 +25,11 @@ export interface MemoryRules {
  * stay apart as their writer had them; otherwise pieces that adjoin in memory and in the core are one block.
  * @throws VmcoreError BAD_INPUT when one byte of the core is given to two physical addresses
  */
-export function resolveMemory(name: string, loads: readonly LoadSegment[], rules: MemoryRules): StoredBlock[] {
-  const spans = spansOf(loads, rules);
+export function resolveMemory(name: string, headers: Pick<CoreHeaders, 'loads' | 'noteNames'>): StoredBlock[] {
+  const isVirtual = headers.loads.some((load) => load.isVirtual);
+  const spans = spansOf(headers.loads, tailsAreZeros(isVirtual, headers.noteNames));
   const sorted = [...spans].sort((a, b) => a.base - b.base);
   const overlap = sorted.some((span, i) => i > 0 && blockEnd(sorted[i - 1]!) > span.base);
-  const isVirtual = loads.some((load) => load.isVirtual);
   const blocks = overlap ? joinBlocks(paint(spans)) : isVirtual ? joinBlocks(sorted) : sorted;
   checkBytesAreUsedOnce(name, blocks);
   return blocks;
@@ -57,10 +49,18 @@ export function inStreamOrder(blocks: readonly StoredBlock[]): StoredBlock[] {
   return groups.sort((a, b) => a.at - b.at).flatMap((group) => group.blocks);
 }
 
+/**
+ * Whether what p_memsz has beyond p_filesz is memory that reads as zeros, as the gABI says. Not so in QEMU's paging
+ * dumps: a mapping runs on past the RAM block that it begins in, and behind that is a hole or another block.
+ */
+function tailsAreZeros(isVirtual: boolean, noteNames: ReadonlySet<string>): boolean {
+  return !(isVirtual && noteNames.has(NOTE_NAME_QEMU));
+}
+
 /** What the segments say, in order of precedence: what is stored, by the order of the table, then zeros. */
-function spansOf(loads: readonly LoadSegment[], rules: MemoryRules): StoredBlock[] {
+function spansOf(loads: readonly LoadSegment[], withTails: boolean): StoredBlock[] {
   const stored = loads.map(({ paddr, filesz, offset }) => ({ base: paddr, length: filesz, offset }));
-  if (!rules.tailsAreZeros) return stored;
+  if (!withTails) return stored;
   const zeros = loads
     .filter(({ filesz, memsz }) => memsz > filesz)
     .map(({ paddr, filesz, memsz }) => ({ base: paddr + filesz, length: memsz - filesz, offset: null }));
@@ -111,12 +111,11 @@ function indexOf(sorted: Float64Array, value: number): number {
   return low;
 }
 
-/** The first stretch at or behind `i` that nobody has taken; halves the paths that it walks. */
+/** The first stretch at or behind `i` that nobody has taken, or the last cut; halves the paths that it walks. */
 function findFree(next: Int32Array, i: number): number {
   let at = i;
   while (next[at] !== at) {
-    if (at >= next.length) return at;
-    next[at] = next[next[at]!] ?? next[at]!;
+    next[at] = next[next[at]!]!;
     at = next[at]!;
   }
   return at;

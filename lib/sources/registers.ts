@@ -134,7 +134,7 @@ function takeLine(found: Found, line: string, scalars: readonly [ScalarName, big
   if (table) {
     const name = table.toLowerCase() as 'gdt' | 'idt';
     found.segments.set(name, { selector: 0, limit: Number(hex(tableLimit!)), flags: 0, base: hex(tableBase!) });
-    found.wideTables = tableBase!.length === DIGITS_64;
+    found.wideTables ||= tableBase!.length === DIGITS_64;
   }
 }
 
@@ -174,7 +174,7 @@ function cpuState(found: Found, where: string): CpuState {
   return { ...general, ...registers, longMode, system: { ldt, tr, gdt, idt, ...controls, cr1: 0n, kernelGsBase: 0n } };
 }
 
-/** Protected mode but not virtual-8086 mode: segment registers are loaded from descriptors. */
+/** Protected mode but not virtual-8086 mode, where segment registers work as in real mode. */
 function isProtected(cr0: bigint, rflags: bigint): boolean {
   return (cr0 & CR0_PE) !== 0n && (rflags & RFLAGS_VM) === 0n;
 }
@@ -185,31 +185,44 @@ function isProtected(cr0: bigint, rflags: bigint): boolean {
 
 type Segments = Readonly<Record<SegmentName, Segment>>;
 
+interface Mode {
+  /** EFER.LMA */
+  readonly longMode: boolean;
+  /** segment registers are loaded from descriptors */
+  readonly protectedMode: boolean;
+}
+
 /**
  * Puts bits of the base into the flags where QEMU has them.
  *
  * Under TCG a segment that is loaded from a descriptor keeps its second dword whole (`load_seg_cache_raw_dt`). KVM
  * hands QEMU the attributes one by one and the other bits stay 0. The text does not say which it was, but TCG leaves
  * two traces: the limit's bits 19:16 in the flags, and a task register that is not marked busy.
+ *
+ * Not to be had from the text, and left as printed: real mode, where loads change base and selector and leave flags
+ * behind from whatever descriptor was there before. Taken for a descriptor's in error: FS or GS in long mode whose
+ * base was set by MSR, below 4 GiB, on top of a selector that is not null. `cpus` of a guest description can say it.
  */
-function withBaseBits(segments: Segments, mode: { longMode: boolean; protectedMode: boolean }): Segments {
+function withBaseBits(segments: Segments, mode: Mode): Segments {
   const byTcg = isIdleTss(segments.tr) || Object.values(segments).some(hasLimitBits);
-  if (!mode.protectedMode || !byTcg) return segments;
+  if (!byTcg) return segments;
   const restored = Object.entries(segments).map(([name, segment]) => [
     name,
-    keepsDescriptor(name as SegmentName, segment, mode.longMode) ? withOwnBaseBits(segment) : segment,
+    keepsDescriptor(name as SegmentName, segment, mode) ? withOwnBaseBits(segment) : segment,
   ]);
   return Object.fromEntries(restored) as Segments;
 }
 
-/** Whether this segment, on a CPU run by TCG in protected mode, was loaded from a descriptor with the base it has. */
-function keepsDescriptor(name: SegmentName, segment: Segment, longMode: boolean): boolean {
+/** Whether this segment, on a CPU run by TCG, was loaded from a descriptor with the base it has now. */
+function keepsDescriptor(name: SegmentName, segment: Segment, { longMode, protectedMode }: Mode): boolean {
   if ((segment.flags & DESC_P) === 0) return false;
+  // These two are loaded in protected mode and stay as they are in real mode.
   if (name === 'tr') return isIdleTss(segment);
-  if (isRealModeRemnant(segment) || !limitBitsAgree(segment)) return false;
+  if (name === 'ldt') return true;
+  if (!protectedMode || isRealModeRemnant(segment) || !limitBitsAgree(segment)) return false;
   // In long mode the base of FS and GS can come from an MSR: certainly so above 4 GiB or with a null selector.
-  const byMsr = longMode && (name === 'fs' || name === 'gs');
-  return !byMsr || (segment.base < 2n ** 32n && (segment.selector & ~3) !== 0);
+  const mayBeMsr = longMode && (name === 'fs' || name === 'gs');
+  return !mayBeMsr || (segment.base < 2n ** 32n && (segment.selector & ~3) !== 0);
 }
 
 /** Bits 19:16 of the limit as the descriptor has them. */

@@ -50,7 +50,8 @@ export function readElf(path: string): ElfOracle {
     const header = readAt(fd, 0, 64);
     if (header.toString('latin1', 0, 4) !== '\x7fELF') throw new Error(`${path} is not ELF`);
     const wide = header[4] === 2;
-    const word = (at32: number, at64: number) => (wide ? Number(header.readBigUInt64LE(at64)) : header.readUInt32LE(at32));
+    const word = (at32: number, at64: number) =>
+      wide ? Number(header.readBigUInt64LE(at64)) : header.readUInt32LE(at32);
     const half = (at32: number, at64: number) => header.readUInt16LE(wide ? at64 : at32);
     const phoff = word(28, 32);
     const shoff = word(32, 40);

@@ -25,6 +25,9 @@ export interface GuestTraits {
   readonly source?: string;
 }
 
+/** Its memory is one more block, and a hole from 0xa0000 on comes with it. */
+const VGA = ['-device', 'VGA,vgamem_mb=1'];
+
 const PLAIN = { machine: 'pc', memory: 16 * MIB } satisfies QemuOptions;
 
 /** RAM in two parts, of 17 MiB each: 17 so that large pages span the end of either. */
@@ -61,7 +64,12 @@ function hostile(about: string, paging: GuestTraits['paging'], options: Partial<
   return bareMetal(about, paging, { ...PLAIN, ...options }, { hostile: true });
 }
 
-function linux(about: string, vmcoreinfo: boolean, qemu: Partial<QemuOptions>, traits: Partial<GuestTraits> = {}): GuestTraits {
+function linux(
+  about: string,
+  vmcoreinfo: boolean,
+  qemu: Partial<QemuOptions>,
+  traits: Partial<GuestTraits> = {},
+): GuestTraits {
   return {
     kind: 'linux',
     about,
@@ -85,7 +93,7 @@ function linux(about: string, vmcoreinfo: boolean, qemu: Partial<QemuOptions>, t
 const GUESTS = {
   'real-mode': bareMetal('real mode, with a VGA whose memory is dumped, too', 'none', {
     ...PLAIN,
-    args: ['-device', 'VGA,vgamem_mb=1'],
+    args: VGA,
   }),
   'flat-32': bareMetal('protected mode without paging; ELF32', 'none', { ...PLAIN, machine: 'q35', args: FLASH }),
   'paging-32': bareMetal('32-bit paging, PSE-36; ELF32, made by qemu-system-i386', '32-bit', {
@@ -103,10 +111,11 @@ const GUESTS = {
   ),
   'a20-off': bareMetal('32-bit paging without PSE, the A20 gate closed', '32-bit', { machine: 'pc', memory: 17 * MIB }),
   pae: bareMetal('PAE with NX and RAM above 4 GiB', 'pae', { machine: 'pc', ...SPLIT }),
-  'long-4level': bareMetal('4-level tables with 4 KiB, 2 MiB and 1 GiB pages', '4-level', {
+  'long-4level': bareMetal('4-level tables with 4 KiB, 2 MiB and 1 GiB pages; a VGA', '4-level', {
     machine: 'pc',
     cpu: 'qemu64,+pdpe1gb',
     ...SPLIT,
+    args: VGA,
   }),
   'long-5level': bareMetal('5-level tables; the second CPU idle in real mode', '5-level', {
     machine: 'q35',
@@ -115,6 +124,7 @@ const GUESTS = {
     ...SPLIT,
   }),
   'long-compat': bareMetal('a 32-bit code segment in long mode', '4-level', PLAIN),
+  'long-xnum': bareMetal('67,585 mappings: PN_XNUM', '4-level', { machine: 'pc', memory: 264 * MIB }),
   'smp-two-cr3': bareMetal('two CPUs with different tables', '4-level', { machine: 'q35', memory: 17 * MIB, cpus: 2 }),
   'smp-cpu0-flat': bareMetal(
     'the first CPU without paging, the second in long mode',

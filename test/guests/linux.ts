@@ -1,7 +1,9 @@
 /** Boots Debian's cloud kernel with a busybox initrd that fills some memory and then sleeps. */
 import { execFileSync, spawnSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
 import { chmodSync, copyFileSync, existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { gzipSync } from 'node:zlib';
 import { makeOnce } from './make-once.js';
 import { Qemu, type QemuOptions } from './qemu.js';
@@ -9,21 +11,23 @@ import { Qemu, type QemuOptions } from './qemu.js';
 const META_PACKAGE = 'linux-image-cloud-amd64';
 const MARKER = 'GUEST-IS-READY';
 const BOOT_TIMEOUT_MS = 180_000;
+const USER_MODE_TRIES = 500;
 
 /**
  * tmpfs files make memory that is neither zero nor kernel: noise that no compressor can shrink, and text that all can.
  * The module carries VMCOREINFO to QEMU's `vmcoreinfo` device, if there is one. With more than one CPU, one of them is
  * kept busy, for the most part in user mode.
  */
-const INIT = `#!/bin/sh
+const INIT = `#!/bin/sh -e
 busybox mkdir -p /proc /sys /tmp
+busybox mount -t devtmpfs dev /dev
 busybox mount -t proc proc /proc
 busybox mount -t sysfs sys /sys
 busybox mount -t tmpfs -o size=80% tmp /tmp
+[ "$(busybox nproc)" = 1 ] || { while :; do :; done & }
 busybox insmod /qemu_fw_cfg.ko
 busybox dd if=/dev/urandom of=/tmp/noise bs=64k count=480 2>/dev/null
 busybox yes 'Not all those who wander are lost.' | busybox dd of=/tmp/text bs=64k count=480 iflag=fullblock 2>/dev/null
-[ "$(busybox nproc)" = 1 ] || while :; do :; done &
 busybox echo ${MARKER}
 exec busybox sleep 1000000
 `;
@@ -35,10 +39,12 @@ export interface LinuxKernel {
   readonly release: string;
 }
 
+/** Statically linked, as there is nothing else in the initrd. */
 function busybox(): string | undefined {
-  return ['/bin/busybox', '/usr/bin/busybox'].find(
-    (path) => existsSync(path) && !execFileSync('readelf', ['-lW', path], { encoding: 'utf8' }).includes('INTERP'),
-  );
+  return ['/bin/busybox', '/usr/bin/busybox'].find((path) => {
+    const { status, stdout } = spawnSync('readelf', ['-lW', path], { encoding: 'utf8' });
+    return status === 0 && !stdout.includes('INTERP');
+  });
 }
 
 /** The package that the meta package stands for now, or undefined where there is no apt or it knows none. */
@@ -47,11 +53,13 @@ function kernelPackage(): string | undefined {
   return /Depends: (linux-image-\S+)/.exec(stdout ?? '')?.[1];
 }
 
+/** Folders of the cache are named so: what is in them depends on the package and on INIT. */
+const SUFFIX = `-${createHash('sha256').update(INIT).digest('hex').slice(0, 8)}`;
+
 function cachedKernel(cache: string): string | undefined {
   if (!existsSync(cache)) return undefined;
-  const names = readdirSync(cache).filter((name) => existsSync(join(cache, name, 'vmlinuz')));
-  const newest = names.sort().at(-1);
-  return newest && join(cache, newest);
+  const names = readdirSync(cache).filter((name) => name.startsWith('linux-image-') && name.endsWith(SUFFIX));
+  return names.sort().at(-1);
 }
 
 /** What is missing to boot Linux; [] when nothing is. */
@@ -65,12 +73,11 @@ export function missingForLinux(cache: string): string[] {
 
 /** Downloads and unpacks the kernel and makes the initrd, once. */
 export async function linuxKernel(cache: string): Promise<LinuxKernel> {
-  const known = cachedKernel(cache);
-  const package_ = known === undefined ? kernelPackage() : undefined;
-  if (known === undefined && package_ === undefined) throw new Error(`no package ${META_PACKAGE}: is there an apt?`);
-  const folder = known ?? join(cache, package_!);
-  await makeOnce(folder, (into) => unpack(package_!, into));
-  const release = /linux-image-(.*)$/.exec(folder)![1]!;
+  const package_ = cachedKernel(cache)?.slice(0, -SUFFIX.length) ?? kernelPackage();
+  if (package_ === undefined) throw new Error(`no package ${META_PACKAGE}: is there an apt?`);
+  const folder = join(cache, package_ + SUFFIX);
+  await makeOnce(folder, (into) => unpack(package_, into));
+  const release = package_.replace(/^linux-image-/, '');
   return { kernel: join(folder, 'vmlinuz'), initrd: join(folder, 'initrd'), release };
 }
 
@@ -104,13 +111,23 @@ function find(folder: string, wanted: (path: string) => boolean): string {
   return join(folder, path);
 }
 
-/** Boots Linux (with KASLR, as real ones do); returns when its memory is filled. It is not paused. */
+/**
+ * Boots Linux (with KASLR, as real ones do); pauses and returns it when its memory is filled and, with more than one CPU,
+ * one of them is in user mode: only then KERNEL_GS_BASE is not zero.
+ */
 export async function bootLinux({ kernel, initrd }: LinuxKernel, options: QemuOptions): Promise<Qemu> {
   const boot = ['-kernel', kernel, '-initrd', initrd, '-append', 'console=ttyS0 quiet panic=-1'];
   const qemu = await Qemu.launch({ ...options, args: [...(options.args ?? []), ...boot] });
   try {
     await qemu.waitForSerial(MARKER, BOOT_TIMEOUT_MS);
-    return qemu;
+    for (let tries = 0; ; tries++) {
+      await qemu.stop();
+      const registers = await qemu.hmp('info registers -a');
+      if ((options.cpus ?? 1) === 1 || registers.includes('CPL=3')) return qemu;
+      if (tries === USER_MODE_TRIES) throw new Error(`no CPU in user mode after ${tries} tries:\n${registers}`);
+      await qemu.cont();
+      await sleep(7);
+    }
   } catch (error) {
     await qemu.kill();
     throw error;

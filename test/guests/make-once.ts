@@ -1,6 +1,6 @@
 /** Folders that are made once, whoever asks: several processes may want the same at the same time. */
-import { existsSync, linkSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
-import { dirname } from 'node:path';
+import { existsSync, linkSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { basename, dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { isAlive } from './qemu.js';
 
@@ -21,7 +21,7 @@ export async function makeOnce(folder: string, make: (into: string) => void | Pr
     }
     try {
       if (existsSync(folder)) return false;
-      rmSync(temporary, { recursive: true, force: true });
+      removeTemporaries(folder);
       mkdirSync(temporary);
       await make(temporary);
       renameSync(temporary, folder);
@@ -32,6 +32,14 @@ export async function makeOnce(folder: string, make: (into: string) => void | Pr
     }
   }
   return false;
+}
+
+/** Those of makers that were killed; whoever has the lock is the only one alive. */
+function removeTemporaries(folder: string): void {
+  for (const name of readdirSync(dirname(folder))) {
+    if (name.startsWith(`${basename(folder)}.tmp-`))
+      rmSync(join(dirname(folder), name), { recursive: true, force: true });
+  }
 }
 
 /** The lock is a file with its owner's pid, linked into place so that it is never seen empty. */

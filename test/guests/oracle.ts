@@ -19,7 +19,17 @@
 import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { once } from 'node:events';
-import { closeSync, openSync, readdirSync, readFileSync, readSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import {
+  closeSync,
+  existsSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { assemble, bareMetalSources, bootBareMetal } from './bare-metal.js';
 import { type ElfOracle, kernelGsBases, readElf, readPhysical } from './elf-oracle.js';
@@ -27,7 +37,7 @@ import { GUEST_NAMES, type GuestName, type GuestTraits, ORACLE_GUESTS } from './
 import { bootLinux, linuxKernel, missingForLinux } from './linux.js';
 import { makeOnce } from './make-once.js';
 import { cacheFolder, GUESTS_SOURCE } from './places.js';
-import { type DumpRequest, type Qemu, QmpError, RAM_ID } from './qemu.js';
+import { type DumpRequest, type Qemu, QmpError, RAM_ID, withParent } from './qemu.js';
 import { registersLost } from './registers-lost.js';
 
 export { GUEST_NAMES, type GuestName, type GuestTraits, ORACLE_GUESTS } from './guests.js';
@@ -121,10 +131,13 @@ async function findOrMake(name: GuestName): Promise<OracleGuest> {
 /** Removes what other versions of the sources or of QEMU have left in the cache. */
 export function prune(): void {
   const cache = cacheFolder();
+  if (!existsSync(cache)) return;
   for (const name of GUEST_NAMES) {
     const traits = ORACLE_GUESTS[name];
     const current = `${name}-${fingerprint(name, traits, qemuVersion(traits))}`;
-    const old = readdirSync(cache).filter((file) => new RegExp(`^${name}-[0-9a-f]{12}$`).test(file) && file !== current);
+    const old = readdirSync(cache).filter(
+      (file) => new RegExp(`^${name}-[0-9a-f]{12}$`).test(file) && file !== current,
+    );
     for (const file of old) rmSync(join(cache, file), { recursive: true, force: true });
   }
 }
@@ -136,7 +149,9 @@ function qemuVersion({ qemu }: GuestTraits): string {
 
 /** Of everything that a guest is made from, but for the version of Debian's kernel. */
 function fingerprint(name: GuestName, traits: GuestTraits, qemu: string): string {
-  const modules = ['oracle', 'qemu', 'registers-lost', traits.kind].map((module) => join(GUESTS_SOURCE, `${module}.ts`));
+  const modules = ['oracle', 'qemu', 'registers-lost', traits.kind].map((module) =>
+    join(GUESTS_SOURCE, `${module}.ts`),
+  );
   const sources = traits.kind === 'linux' ? modules : [...modules, ...bareMetalSources(traits.source ?? name)];
   const hash = createHash('sha256').update(JSON.stringify([name, traits, qemu]));
   for (const source of sources) hash.update(readFileSync(source));
@@ -219,7 +234,8 @@ function check(traits: GuestTraits, elf: ElfOracle): void {
 async function dumpSparse(qemu: Qemu, request: DumpRequest): Promise<void> {
   const fifo = `${request.file}.fifo`;
   execFileSync('mkfifo', [fifo]);
-  const dd = spawn('dd', [`if=${fifo}`, `of=${request.file}`, 'bs=64k', 'iflag=fullblock', 'conv=sparse', 'status=none']);
+  const options = [`if=${fifo}`, `of=${request.file}`, 'bs=64k', 'iflag=fullblock', 'conv=sparse', 'status=none'];
+  const dd = spawn(...withParent('dd', options));
   const ended = once(dd, 'exit');
   try {
     await qemu.dump({ ...request, file: fifo });
@@ -246,14 +262,14 @@ interface Section {
 function parseMemoryTree(text: string): Section[] {
   const view = text.split(/^FlatView #\d+$/m).find((view) => view.includes(' AS "memory",'));
   if (view === undefined) throw new Error('no flat view of "memory" in info mtree -f');
-  return [...view.matchAll(/^ {2}([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, \w[^)]*\): (\S+)(?: @([0-9a-f]+))?/gm)].map(
-    ([, first, last, region, offset]) => ({
-      base: Number(`0x${first}`),
-      length: Number(`0x${last}`) + 1 - Number(`0x${first}`),
-      region: region!,
-      offset: Number(`0x${offset ?? 0}`),
-    }),
-  );
+  return [
+    ...view.matchAll(/^ {2}([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, \w[^)]*\): (\S+)(?: @([0-9a-f]+))?/gm),
+  ].map(([, first, last, region, offset]) => ({
+    base: Number(`0x${first}`),
+    length: Number(`0x${last}`) + 1 - Number(`0x${first}`),
+    region: region!,
+    offset: Number(`0x${offset ?? 0}`),
+  }));
 }
 
 /** The blocks of QEMU's dump; those that are not in the RAM file have their bytes put into rom.bin. */
@@ -285,15 +301,16 @@ function findBlocks(elf: ElfOracle, sections: readonly Section[], rom: string): 
   return blocks;
 }
 
-/** The description must say what QEMU dumped, byte by byte. */
+/** The description must say what QEMU dumped. Samples of large blocks will do: reading holes of a file takes memory. */
 function verifyBlocks(elf: ElfOracle, blocks: readonly OracleBlock[], folder: string): void {
-  const step = 2 ** 22;
-  const [mine, theirs] = [Buffer.alloc(step), Buffer.alloc(step)];
+  const sample = 2 ** 20;
+  const [mine, theirs] = [Buffer.alloc(sample), Buffer.alloc(sample)];
   const core = openSync(elf.path, 'r');
   for (const [i, { base, length, file, offset }] of blocks.entries()) {
     const fd = openSync(join(folder, file), 'r');
+    const step = length > 2 ** 27 ? 2 ** 26 - 4096 : sample;
     for (let at = 0; at < length; at += step) {
-      const n = Math.min(step, length - at);
+      const n = Math.min(sample, length - at);
       const read = [
         readSync(fd, mine, 0, n, offset + at),
         readSync(core, theirs, 0, n, Number(elf.loads[i]!.offset) + at),

@@ -113,9 +113,9 @@ export class QmpClient extends EventEmitter {
     const pending = this.#pending.get(message['id'] as number);
     if (pending === undefined) return;
     this.#pending.delete(message['id'] as number);
-    if (!('error' in message)) return pending.resolve(message['return']);
-    const error = message['error'] as { class: string; desc: string };
-    pending.reject(new QmpError(error.class, error.desc, pending.command));
+    const error = message['error'] as { class: string; desc: string } | undefined;
+    if (error === undefined) pending.resolve(message['return']);
+    else pending.reject(new QmpError(error.class, error.desc, pending.command));
   }
 
   #fail(error: Error): void {
@@ -198,7 +198,7 @@ export class Qemu {
     return this.#child.pid!;
   }
 
-  /** The QMP socket's path, for a second client: none, QEMU serves one at a time. Use `execute` and `events`. */
+  /** Emits `event` with each QMP event. */
   get events(): EventEmitter {
     return this.#qmp!;
   }
@@ -222,8 +222,9 @@ export class Qemu {
     for (const end = Date.now() + timeoutMs; ; await sleep(20)) {
       const text = await this.serial();
       if (text.includes(marker)) return;
-      this.#mustRun();
-      if (Date.now() > end) throw new Error(`no ${marker} from the guest within ${timeoutMs} ms:\n${text.slice(-2000)}`);
+      this.#mustRun(text);
+      if (Date.now() > end)
+        throw new Error(`no ${marker} from the guest within ${timeoutMs} ms:\n${text.slice(-2000)}`);
     }
   }
 
@@ -297,10 +298,10 @@ export class Qemu {
     }
   }
 
-  #mustRun(): void {
+  #mustRun(serial = ''): void {
     const { exitCode, signalCode, pid } = this.#child;
     if (exitCode === null && signalCode === null && pid !== undefined) return;
-    throw new Error(`QEMU ended (${signalCode ?? exitCode}): ${this.#stderr.trim()}`);
+    throw new Error(`QEMU ended (${signalCode ?? exitCode}): ${this.#stderr.trim()}\n${serial.slice(-2000)}`);
   }
 }
 
@@ -319,8 +320,8 @@ function commandLine(options: QemuOptions, folder: string, ramFile: string): str
 
 let setpriv: boolean | undefined;
 
-/** So that QEMU dies with us even when we are killed with SIGKILL. */
-function withParent(command: string, args: string[]): [string, string[]] {
+/** The command line of a process that dies with us even when we are killed with SIGKILL. */
+export function withParent(command: string, args: string[]): [string, string[]] {
   setpriv ??= spawnSync('setpriv', ['--pdeathsig', 'KILL', 'true']).status === 0;
   return setpriv ? ['setpriv', ['--pdeathsig', 'KILL', command, ...args]] : [command, args];
 }
@@ -331,7 +332,8 @@ export function roomyFolder(bytes: number): string {
   try {
     accessSync(shm, constants.W_OK);
     const { bavail, bsize } = statfsSync(shm);
-    const available = Number(/^MemAvailable:\s+(\d+) kB/m.exec(readFileSync('/proc/meminfo', 'latin1'))?.[1] ?? 0) * 1024;
+    const available =
+      Number(/^MemAvailable:\s+(\d+) kB/m.exec(readFileSync('/proc/meminfo', 'latin1'))?.[1] ?? 0) * 1024;
     if (bavail * bsize > 2 * bytes && available > 2 * bytes) return shm;
   } catch {
     // No /dev/shm.

@@ -19,7 +19,10 @@ function lostOf(text: string, note: Buffer): string[] {
   const lost: string[] = [];
   const registers = new Map<string, bigint>();
   for (const [, name, value] of text.matchAll(/\b([A-Z][A-Z0-9]{1,2}) ?=([0-9a-f]{8,16})\b/g)) {
-    const wide = name!.toLowerCase().replace(/^e(..)$/, 'r$1').replace(/^rfl$/, 'rflags');
+    const wide = name!
+      .toLowerCase()
+      .replace(/^e(..)$/, 'r$1')
+      .replace(/^rfl$/, 'rflags');
     registers.set(wide, BigInt(`0x${value}`));
   }
   const fields = [...GENERAL, ...NUMBERED, 'rip', 'rflags'];
@@ -48,7 +51,9 @@ function lostOfSegment(text: string, name: string, protectedMode: boolean, note:
   if (match === null) return ['all'];
   const [selector, base, limit, flags] = match.slice(1).map((field) => BigInt(`0x${field || 0}`));
   // The cached flags are the descriptor's upper half, of which the text leaves out what is base. None in a null segment.
-  const ofBase = table || !protectedMode || flags === 0n ? 0n : ((base! >> 16n) & 0xffn) | (base! & 0xff000000n);
+  const system = name === 'ldt' || name === 'tr';
+  const hasBase = !table && (protectedMode || system) && flags !== 0n;
+  const ofBase = !hasBase ? 0n : ((base! >> 16n) & 0xffn) | (base! & 0xff000000n);
   const found = {
     selector: selector === BigInt(note.readUInt32LE(0)),
     limit: limit === BigInt(note.readUInt32LE(4)),

@@ -4,4 +4,4 @@
 main:
     LOAD_SEGMENTS
     FINISH32
-    .balign 4096
+    .balign 4096, 0

@@ -4,7 +4,7 @@
 
 main:
     jmp here
-    .balign 4096
+    .balign 4096, 0
 here:
     LOAD_SEGMENTS
     ENTER_PAGING pd, CR4_PSE
@@ -16,4 +16,4 @@ here:
 
 TABLE pd
 PSE36 0, 0, P+RW
-    .balign 4096
+    .balign 4096, 0

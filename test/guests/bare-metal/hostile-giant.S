@@ -19,4 +19,4 @@ TABLE pd
 MAPS 0, 8, 0, 0x200000, P+RW+PS+G
 TABLE pdpt_giant
 MAPS 0, 512, 0, 0, P+RW+PS
-    .balign 4096
+    .balign 4096, 0

@@ -24,4 +24,4 @@ TABLE shadow_pd
 TOS 0, 512, shadow_pt, P+RW
 TABLE shadow_pt
 MAPS 0, 512, 0x700000, 0, P+NX+A
-    .balign 4096
+    .balign 4096, 0

@@ -16,4 +16,4 @@ TABLE pdpt
 TO 0, pd, P+RW
 TABLE pd
 MAPS 0, 8, 0, 0x200000, P+RW+PS+G
-    .balign 4096
+    .balign 4096, 0

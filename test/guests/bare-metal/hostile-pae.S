@@ -3,7 +3,7 @@
 
 main:
     jmp here
-    .balign 4096
+    .balign 4096, 0
 here:
     LOAD_SEGMENTS
     ENTER_PAGING pdpt, CR4_PAE
@@ -22,4 +22,4 @@ TO 2, pd, P
 TO 3, pd, P
 TABLE pd
 MAP 1, 0x200000, P+RW+PS
-    .balign 4096
+    .balign 4096, 0

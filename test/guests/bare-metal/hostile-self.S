@@ -6,7 +6,7 @@ main:
     ENTER_LONG_MODE pml4, main64
 
     .code64
-    .balign 4096
+    .balign 4096, 0
 main64:
     LOAD_SEGMENTS fs=0, gs=0
     mov $pml4, %edi
@@ -21,4 +21,4 @@ TABLE pdpt
 TO 0, pd, P+RW
 TABLE pd
 MAP 1, 0x200000, P+RW+PS+G
-    .balign 4096
+    .balign 4096, 0

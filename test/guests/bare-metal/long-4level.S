@@ -32,7 +32,7 @@ TO 3, pd_rom, P+RW
 
 # Identity for this image, then large and small pages side by side.
 TABLE pd_low
-MAP 0, 0, P+RW+PS+A+D                       # vaddr 0; spans RAM, the VGA hole and ROM
+MAP 0, 0, P+RW+PS+A+D                       # vaddr 0; starts in RAM, spans the VGA hole and more RAM
 MAP 1, 0x200000, P+RW+PS+G+A+D              # this image
 TO 2, pt_mixed, P+RW+A                      # small pages between large ones
 MAP 3, 0x600000, P+RW+PS+PATL               # PAT bit 12 is no address bit
@@ -64,7 +64,7 @@ MAP 46, LABELS + 0x1f000, P+RW              # touches it from below
 MAPS 48, 8, LABELS + 0x30000, 0x2000, P+RW  # adjacent virtually, with physical gaps
 MAP 60, LABELS + 0x40000, P                 # virtual gap, physical gap of the same size: one distance, two mappings
 MAP 62, LABELS + 0x42000, P
-MAP 64, 0xa0000, P+RW+PCD                   # VGA memory: not RAM
+MAP 64, 0xa0000, P+RW+PCD                   # VGA memory by way of its registers: not RAM
 MAP 65, 0xc0000, P                          # option ROM, wherever that is RAM
 MAP 66, 0xf0000, P                          # the BIOS below 1 MiB
 MAP 67, 0xfee00000, P+RW+PCD+PWT
@@ -80,6 +80,8 @@ MAP 76, LABELS + 0x50000, P+RW+SOFT         # bit 52, as above
 MAP 77, LABELS + 0x51000, P+RW+(0xf<<59)    # protection key bits
 MAP 78, LABELS + 0x52000, P+RW+NX           # NX is known to be none
 MAP 79, LABELS + 0x53000, P+RW+NX
+MAP 80, 0xfea00000, P+RW+PCD                # VGA memory where its BAR has it: RAM to QEMU
+MAP 81, 0xfea00000, P+RW+PCD
 MAP 511, LABELS + 0x60000, P+RW             # the last small page, before a large one
 
 TABLE pd_rom                                # 3 GiB up
@@ -129,4 +131,4 @@ TABLE pt_last
 MAP 0, LABELS + 0x81000, P+RW
 MAP 510, LABELS + 0x82000, P+RW             # the last two pages there are: the end of the mapping wraps to 0
 MAP 511, LABELS + 0x83000, P+RW
-    .balign 4096
+    .balign 4096, 0

@@ -87,4 +87,4 @@ MAP 0, 0x200000, P+PS+G
 MAPS 2, 4, FOUR_GIB, 0x200000, P+RW+PS+NX
 TABLE pd_last
 MAP 511, 0xe00000, P+RW+PS                  # its end wraps to 0
-    .balign 4096
+    .balign 4096, 0

@@ -28,4 +28,4 @@ TABLE pd
 MAP 0, 0, P+RW+PS
 MAP 1, 0x200000, P+RW+PS+G
 MAP 3, 0x800000, P+RW+PS
-    .balign 4096
+    .balign 4096, 0

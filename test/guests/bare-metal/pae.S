@@ -60,7 +60,7 @@ TO 511, pd_3, P+RW
 TABLE pt_first
 MAP 0, 0, P+RW+US                           # vaddr 0, paddr 0
 MAP 1, 0x1000, P+RW+US
-MAP 2, 0xa0000, P+RW                        # VGA memory: not RAM
+MAP 2, 0xa0000, P+RW                        # VGA memory, but RAM where there is no VGA
 MAP 3, 0xc0000, P
 MAP 4, 0xfee00000, P+RW
 MAP 5, 0xfffff000, P                        # the last page of ROM …
@@ -75,4 +75,4 @@ MAPS 48, 8, LABELS + 0x40000, 0x2000, P+RW  # adjacent virtually, with physical 
 MAP 60, FOUR_GIB + 0x10ff000, P+RW          # the last page of all
 MAP 61, FOUR_GIB + 0x1100000, P+RW
 MAP 511, 0x5ff000, P+RW                     # continues in the large page behind it
-    .balign 4096
+    .balign 4096, 0

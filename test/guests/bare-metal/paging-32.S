@@ -38,7 +38,7 @@ TABLE pt_first
 MAP32 0, LABELS + 0x9000, P+RW              # vaddr 0, which QEMU's file cannot say: 0 means "as physical"
 MAP32 1, LABELS + 0xa000, P+RW
 MAP32 3, 0, P                               # physical 0 elsewhere than at 0
-MAP32 16, 0xa0000, P+RW                     # VGA memory: not RAM
+MAP32 16, 0xa0000, P+RW                     # VGA memory, but RAM where there is no VGA
 MAP32 17, 0xc0000, P
 MAP32 18, 0xfee00000, P+RW+PCD+PWT
 MAPS32 0x200, 0x200, 0x200000, 0x1000, P+RW # this image, its stack and its tables
@@ -60,4 +60,4 @@ MAP32 1023, 0x7ff000, P+RW                  # continues in the large page behind
 TABLE pt_last
 MAP32 0, LABELS + 0x50000, P+RW
 MAP32 1023, LABELS + 0x51000, P+RW
-    .balign 4096
+    .balign 4096, 0

@@ -37,4 +37,4 @@ real_here:
     mov $0x8765fffe, %esp
     FINISH32
 real_end:
-    .balign 4096
+    .balign 4096, 0

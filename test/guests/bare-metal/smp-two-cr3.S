@@ -91,4 +91,4 @@ TABLE pt_last_2
 MAP 0, 0xe00000, P+RW                       # … so that a part of it seems to reach further: the mapping shrinks
 MAP 1, 0xe01000, P+RW
 MAP 511, 0xfff000, P+RW
-    .balign 4096
+    .balign 4096, 0

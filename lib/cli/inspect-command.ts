@@ -1,0 +1,80 @@
+/** `vmcore inspect`: what a vmcore is. */
+
+import type { Argv } from 'yargs';
+import { type Inspection, inspect } from '../inspect.js';
+import { formatSize } from '../sizes.js';
+
+export const command = 'inspect <file>';
+export const describe = 'say what a vmcore is: format, CPUs, memory, mappings, notes';
+
+/** As many mappings as fit a screen; --json has all. */
+const MAPPINGS_SHOWN = 12;
+
+interface InspectArguments {
+  file: string;
+  json: boolean;
+}
+
+/** Declares the options. */
+export function builder(yargs: Argv): Argv {
+  return yargs
+    .positional('file', { type: 'string', demandOption: true, describe: 'a vmcore, or any source that dump takes' })
+    .option('json', { type: 'boolean', default: false, describe: 'print one JSON object, with all mappings' })
+    .example('$0 inspect vmcore', 'what is in it')
+    .example('$0 inspect vmcore --json', 'the same for programs');
+}
+
+/** Runs the command. */
+export async function handler({ file, json }: InspectArguments): Promise<void> {
+  const inspection = await inspect(file);
+  process.stdout.write(`${json ? JSON.stringify(inspection) : inspectionText(inspection)}\n`);
+}
+
+/** The inspection for people. */
+export function inspectionText(inspection: Inspection): string {
+  return [
+    `${inspection.source}: ${inspection.format}, ${inspection.architecture}`,
+    ...cpuLines(inspection),
+    ...memoryLines(inspection),
+    ...mappingLines(inspection),
+    ...noteLines(inspection),
+    ...vmcoreinfoLines(inspection),
+  ].join('\n');
+}
+
+function cpuLines({ cpus }: Inspection): string[] {
+  if (cpus.length === 0) return ['CPUs: none'];
+  return cpus.map(
+    ({ rip, rsp, cr3, paging }, i) => `CPU ${i}: rip ${rip}, rsp ${rsp}${cr3 ? `, cr3 ${cr3}, paging ${paging}` : ''}`,
+  );
+}
+
+function memoryLines({ memory }: Inspection): string[] {
+  const end = (base: string, length: number) => `0x${(Number(base) + length - 1).toString(16)}`;
+  return [
+    `memory: ${formatSize(memory.bytes)} in ${memory.blocks.length} ${memory.blocks.length === 1 ? 'block' : 'blocks'}`,
+    ...memory.blocks.map(({ base, length }) => `  ${base} - ${end(base, length)}  ${formatSize(length)}`),
+  ];
+}
+
+function mappingLines({ mappings }: Inspection): string[] {
+  if (mappings.length === 0) return [];
+  const more = mappings.length - MAPPINGS_SHOWN;
+  return [
+    `mappings: ${mappings.length}`,
+    ...mappings
+      .slice(0, MAPPINGS_SHOWN)
+      .map(({ vaddr, paddr, length }) => `  ${vaddr} -> ${paddr}  ${formatSize(length)}`),
+    ...(more > 0 ? [`  and ${more} more (--json has all)`] : []),
+  ];
+}
+
+function noteLines({ notes }: Inspection): string[] {
+  return notes.length === 0 ? [] : [`notes: ${notes.map(({ name, bytes }) => `${name} (${bytes} bytes)`).join(', ')}`];
+}
+
+function vmcoreinfoLines({ vmcoreinfo }: Inspection): string[] {
+  if (!vmcoreinfo) return ['VMCOREINFO: none'];
+  const facts = Object.entries(vmcoreinfo).filter(([, value]) => value !== null);
+  return ['VMCOREINFO:', ...facts.map(([key, value]) => `  ${key}: ${value}`)];
+}

@@ -1,0 +1,55 @@
+/** The public API, and nothing else. */
+
+export {
+  DumpJob,
+  type DumpRequest,
+  type DumpSummary,
+  type DumpTarget,
+  dump,
+  FORMATS,
+  type Format,
+} from './dump.js';
+export { type ErrorCode, VmcoreError } from './errors.js';
+export type { ElfNote } from './formats/notes.js';
+export { encodeNote, parseNotes } from './formats/notes.js';
+export { findVmcoreinfo, parseVmcoreinfo, Vmcoreinfo } from './formats/vmcoreinfo.js';
+export type { Architecture, ChunkOptions, CpuState, Guest, Segment, SystemState } from './guest.js';
+export { inspect, type Inspection } from './inspect.js';
+export {
+  type Backing,
+  type DataRun,
+  type MemoryBlock,
+  type MemoryRegion,
+  PhysicalMemory,
+} from './physical-memory.js';
+export { ExtentSink, type SinkTotals } from './sinks/extent-sink.js';
+export { FdSink, type FdSinkOptions } from './sinks/fd-sink.js';
+export { FileSink, type FileSinkOptions } from './sinks/file-sink.js';
+export { type Slab, SlabPool } from './slab-pool.js';
+export { demoGuest } from './sources/demo.js';
+export { openElfCore } from './sources/elf-core.js';
+export { openElfStream } from './sources/elf-stream.js';
+export { FileBacking } from './sources/file-backing.js';
+export { openGuestDescription } from './sources/guest-description.js';
+export { MemoryGuest, type MemoryGuestFields } from './sources/memory-guest.js';
+export { MemorySource } from './sources/memory-source.js';
+export { type OpenGuestOptions, openGuest } from './sources/open.js';
+export { openRawMemory } from './sources/raw-memory.js';
+export { parseRegisters } from './sources/registers.js';
+export {
+  type Chunk,
+  type Extent,
+  nodeStream,
+  PAGE_SIZE,
+  type Progress,
+  Sink,
+  Source,
+  Stage,
+  type StageOptions,
+} from './stage.js';
+export { ByteStream } from './transforms/byte-stream.js';
+export { ElfFramer } from './transforms/elf-framer.js';
+export { type ElfLayout, type ElfLayoutOptions, planElf } from './transforms/elf-layout.js';
+export type { Mapping } from './transforms/mapping-list.js';
+export { type ResolveOptions, resolveMappings, translate } from './transforms/mapping-resolver.js';
+export { RangeFilter } from './transforms/range-filter.js';

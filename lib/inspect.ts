@@ -1,0 +1,130 @@
+/**
+ * What a vmcore is: its format, and the guest in it, as a plain value that is JSON already. Addresses and registers
+ * are "0x…" strings, counts and sizes are numbers.
+ */
+
+import { ELFCLASS64, EM_X86_64, PT_LOAD } from './formats/elf.js';
+import { findVmcoreinfo, vmcoreinfoFacts } from './formats/vmcoreinfo.js';
+import type { CpuState, Guest } from './guest.js';
+import { type CoreProgramHeaders, readElfProgramHeaders } from './sources/elf-core.js';
+import { type OpenGuestOptions, openGuest } from './sources/open.js';
+import { pagingMode } from './transforms/mapping-resolver.js';
+
+/** One CPU, as far as one line can say it. */
+export interface InspectedCpu {
+  readonly rip: string;
+  readonly rsp: string;
+  readonly rflags: string;
+  readonly cs: string;
+  /** null when the source has no control registers */
+  readonly cr0: string | null;
+  readonly cr3: string | null;
+  readonly cr4: string | null;
+  /** `none`, `32-bit`, `PAE`, `4-level`, `5-level`; null when the source has no control registers */
+  readonly paging: string | null;
+}
+
+/** A run of physical memory, and where it is mapped when the vmcore says so. */
+export interface InspectedMapping {
+  readonly vaddr: string;
+  readonly paddr: string;
+  /** bytes of memory (p_memsz) */
+  readonly length: number;
+  /** bytes of it that the file holds (p_filesz) */
+  readonly stored: number;
+}
+
+/** What a vmcore, or any other source of a guest, is. */
+export interface Inspection {
+  readonly source: string;
+  /** `ELF64 core, EM_X86_64`, `guest description`, … */
+  readonly format: string;
+  readonly architecture: string;
+  readonly cpus: readonly InspectedCpu[];
+  /** physical memory */
+  readonly memory: {
+    readonly bytes: number;
+    readonly blocks: readonly { readonly base: string; readonly length: number }[];
+  };
+  /** PT_LOADs with virtual addresses (a dump with paging); empty otherwise */
+  readonly mappings: readonly InspectedMapping[];
+  readonly notes: readonly { readonly name: string; readonly type: number; readonly bytes: number }[];
+  /** the main facts of VMCOREINFO, null where it does not say; null when there is none */
+  readonly vmcoreinfo: Readonly<Record<string, string | number | boolean | null>> | null;
+}
+
+function hex(value: bigint | number): string {
+  return `0x${value.toString(16)}`;
+}
+
+/**
+ * Looks at a vmcore or at any other source.
+ * @throws VmcoreError as openGuest does
+ */
+export async function inspect(source: string, options: OpenGuestOptions = {}): Promise<Inspection> {
+  const guest = await openGuest(source, options);
+  try {
+    return await inspectGuest(source, guest);
+  } finally {
+    guest.close();
+  }
+}
+
+async function inspectGuest(source: string, guest: Guest): Promise<Inspection> {
+  const elf = await readElfProgramHeaders(source);
+  const info = findVmcoreinfo(guest.notes);
+  return {
+    source,
+    format: elf ? elfFormat(elf) : sourceFormat(source),
+    architecture: guest.arch,
+    cpus: guest.cpus.map(inspectCpu),
+    memory: {
+      bytes: guest.blocks.reduce((sum, block) => sum + block.length, 0),
+      blocks: guest.blocks.map(({ base, length }) => ({ base: hex(base), length })),
+    },
+    mappings: elf ? virtualMappings(elf) : [],
+    notes: guest.notes.map(({ name, type, desc }) => ({ name, type, bytes: desc.length })),
+    vmcoreinfo:
+      info && Object.fromEntries(Object.entries(vmcoreinfoFacts(info)).map(([key, value]) => [key, plain(value)])),
+  };
+}
+
+function plain(value: string | number | boolean | bigint | null): string | number | boolean | null {
+  return typeof value === 'bigint' ? hex(value) : value;
+}
+
+function elfFormat({ header }: CoreProgramHeaders): string {
+  return `ELF${header.class === ELFCLASS64 ? 64 : 32} core, ${header.machine === EM_X86_64 ? 'EM_X86_64' : 'EM_386'}`;
+}
+
+function sourceFormat(source: string): string {
+  if (source.startsWith('raw:')) return 'raw memory';
+  if (source.startsWith('demo:')) return 'demo guest';
+  return source === '-' ? 'ELF core (stream)' : 'guest description';
+}
+
+function inspectCpu(cpu: CpuState): InspectedCpu {
+  const { system } = cpu;
+  return {
+    rip: hex(cpu.rip),
+    rsp: hex(cpu.rsp),
+    rflags: hex(cpu.rflags),
+    cs: hex(cpu.cs.selector),
+    cr0: system && hex(system.cr0),
+    cr3: system && hex(system.cr3),
+    cr4: system && hex(system.cr4),
+    paging: system && pagingMode(cpu),
+  };
+}
+
+/** A dump without paging has p_vaddr = p_paddr, which says nothing. */
+function virtualMappings({ programHeaders }: CoreProgramHeaders): InspectedMapping[] {
+  const loads = programHeaders.filter(({ type }) => type === PT_LOAD);
+  if (loads.every(({ vaddr, paddr }) => vaddr === BigInt(paddr) || vaddr === 0n)) return [];
+  return loads.map(({ vaddr, paddr, memsz, filesz }) => ({
+    vaddr: hex(vaddr),
+    paddr: hex(paddr),
+    length: memsz,
+    stored: filesz,
+  }));
+}

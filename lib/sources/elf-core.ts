@@ -1,0 +1,115 @@
+/**
+ * An ELF core file as a guest: QEMU's and Cloud Hypervisor's, VirtualBox's, Xen's, /proc/vmcore.
+ *
+ * The file is opened for as long as the guest is; its memory is read where it stands, so that holes stay holes. Blocks
+ * are those of the PT_LOADs (see elf-memory.ts); what has p_filesz < p_memsz is a block of zeros behind that of its
+ * bytes; what has no bytes in the file at all (p_filesz 0, p_offset -1) is not memory.
+ */
+
+import { statSync } from 'node:fs';
+import { type DecodedElfHeader, ELFMAG, type ProgramHeader } from '../formats/elf.js';
+import type { Guest } from '../guest.js';
+import type { MemoryRegion } from '../physical-memory.js';
+import {
+  type CoreHeaders,
+  type CoreReader,
+  DEFAULT_ELF_LIMITS,
+  type ElfLimits,
+  type LoadSegment,
+  readCoreHeaders,
+  readElfHeader,
+  readProgramHeaderTable,
+  truncatedError,
+} from './elf-headers.js';
+import { resolveMemory } from './elf-memory.js';
+import { FileBacking } from './file-backing.js';
+import { MemoryGuest } from './memory-guest.js';
+import { isXenCore, readXenCore } from './xen-core.js';
+
+/**
+ * Opens an ELF core file.
+ * @param path   a regular file (or block device) that can seek; for a pipe see openElfStream
+ * @param limits what its headers may make us hold
+ * @returns a guest that holds the file open until `close`
+ * @throws VmcoreError READ when the file cannot be read; BAD_INPUT when it is not the core of an x86 machine or
+ *   contradicts itself; TRUNCATED when it ends before what its headers claim; LIMIT; UNSUPPORTED (paravirtual Xen)
+ */
+export async function openElfCore(path: string, limits: ElfLimits = DEFAULT_ELF_LIMITS): Promise<Guest> {
+  const file = FileBacking.open(path);
+  try {
+    return await readCore(file, limits);
+  } catch (error) {
+    file.close();
+    throw error;
+  }
+}
+
+async function readCore(file: FileBacking, limits: ElfLimits): Promise<Guest> {
+  const reader = readerOf(file);
+  const headers = await readHeaders(reader, await readElfHeader(reader), limits);
+  checkStored(file, headers.loads);
+  const regions = resolveMemory(file.name, headers).map(
+    ({ base, length, offset }): MemoryRegion =>
+      offset === null ? { base, length, backing: null, offset: 0 } : { base, length, backing: file, offset },
+  );
+  const { arch, cpus, notes } = headers;
+  return new MemoryGuest({ name: file.name, arch, regions, cpus, notes });
+}
+
+function readHeaders(reader: CoreReader, header: DecodedElfHeader, limits: ElfLimits): Promise<CoreHeaders> {
+  if (isXenCore(header)) return readXenCore(reader, header, limits);
+  return readCoreHeaders(reader, header, limits, { notesFirst: false });
+}
+
+/** Reads parts of a file whose size is known, so that nothing is allocated for what is not there. */
+function readerOf(file: FileBacking): CoreReader {
+  return {
+    name: file.name,
+    async read(offset, length, what) {
+      if (offset + length > file.size) throw truncatedError(file.name, file.size, what, offset + length);
+      const bytes = new Uint8Array(length);
+      await file.read(offset, bytes);
+      return bytes;
+    },
+  };
+}
+
+function checkStored(file: FileBacking, loads: readonly LoadSegment[]): void {
+  for (const { index, offset, filesz } of loads) {
+    const end = offset + filesz;
+    if (end > file.size) throw truncatedError(file.name, file.size, `the memory of program header ${index}`, end);
+  }
+}
+
+/** Header and program headers of an ELF core, as they stand. */
+export interface CoreProgramHeaders {
+  readonly header: DecodedElfHeader;
+  readonly programHeaders: readonly ProgramHeader[];
+}
+
+/**
+ * The header and program headers of an ELF core file, for those who want to see the table itself.
+ * @returns null when the path is no ELF file that can be read twice
+ */
+export async function readElfProgramHeaders(
+  path: string,
+  limits = DEFAULT_ELF_LIMITS,
+): Promise<CoreProgramHeaders | null> {
+  if (!statSync(path, { throwIfNoEntry: false })?.isFile()) return null;
+  const file = FileBacking.open(path);
+  try {
+    if (!(await startsWithElfMagic(file))) return null;
+    const reader = readerOf(file);
+    const header = await readElfHeader(reader);
+    return { header, programHeaders: isXenCore(header) ? [] : await readProgramHeaderTable(reader, header, limits) };
+  } finally {
+    file.close();
+  }
+}
+
+async function startsWithElfMagic(file: FileBacking): Promise<boolean> {
+  if (file.size < ELFMAG.length) return false;
+  const start = new Uint8Array(ELFMAG.length);
+  await file.read(0, start);
+  return ELFMAG.every((byte, i) => start[i] === byte);
+}

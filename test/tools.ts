@@ -1,0 +1,37 @@
+/**
+ * Tests that need a program which the machine may lack: skipped by name there, and failed where skipping is not
+ * allowed (CI sets VMCORE_NO_SKIP).
+ */
+
+import { spawnSync } from 'node:child_process';
+
+/** Whether a program can be started. */
+export function hasTool(tool: string, versionFlag = '--version'): boolean {
+  return spawnSync(tool, [versionFlag]).error === undefined;
+}
+
+/** Whether python3 can import a module. */
+export function hasPython(module: string): boolean {
+  return spawnSync('python3', ['-c', `import ${module}`]).status === 0;
+}
+
+/**
+ * The `skip` of a test: false when nothing is missing, else what is.
+ * @param missing names of what the test needs and the machine lacks
+ */
+export function skipUnless(missing: readonly string[]): string | false {
+  if (missing.length === 0) return false;
+  const reason = `this machine lacks ${missing.join(', ')}`;
+  if (process.env['VMCORE_NO_SKIP']) throw new Error(`${reason}, and VMCORE_NO_SKIP is set`);
+  return reason;
+}
+
+/** The skip of a test that needs programs. */
+export function needsTools(...tools: readonly string[]): string | false {
+  return skipUnless(tools.filter((tool) => !hasTool(tool)));
+}
+
+/** The skip of a test that needs python modules. */
+export function needsPython(...modules: readonly string[]): string | false {
+  return skipUnless(modules.filter((module) => !hasPython(module)).map((module) => `python3 module ${module}`));
+}
