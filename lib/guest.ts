@@ -73,6 +73,8 @@ export interface CpuState
   readonly longMode: boolean;
   /** control registers and tables; null when the source had nothing but NT_PRSTATUS (/proc/vmcore, VirtualBox) */
   readonly system: SystemState | null;
+  /** the A20 gate is closed: bit 20 of physical addresses reads as 0. QEMU's text tells it, a vmcore does not */
+  readonly a20Masked?: boolean;
   /** the NT_PRSTATUS descriptor as the source had it, to be written back unchanged; absent when there was none */
   readonly prstatus?: Uint8Array;
 }

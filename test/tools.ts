@@ -4,6 +4,10 @@
  */
 
 import { spawnSync } from 'node:child_process';
+import { existsSync } from 'node:fs';
+
+/** The system's python3, which has the modules of the system's packages; another one may come first in the path. */
+export const PYTHON = existsSync('/usr/bin/python3') ? '/usr/bin/python3' : 'python3';
 
 /** Whether a program can be started. */
 export function hasTool(tool: string, versionFlag = '--version'): boolean {
@@ -12,7 +16,7 @@ export function hasTool(tool: string, versionFlag = '--version'): boolean {
 
 /** Whether python3 can import a module. */
 export function hasPython(module: string): boolean {
-  return spawnSync('python3', ['-c', `import ${module}`]).status === 0;
+  return spawnSync(PYTHON, ['-c', `import ${module}`]).status === 0;
 }
 
 /**

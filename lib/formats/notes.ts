@@ -12,6 +12,7 @@ import {
   GENERAL_REGISTERS,
   type GeneralRegister,
   NULL_SEGMENT,
+  pagingEnabled,
   SEGMENT_REGISTERS,
   type Segment,
   type SegmentRegister,
@@ -339,6 +340,19 @@ export function guestNotes(
   return [...prstatus, ...qemu, ...guest.notes];
 }
 
+/** CR4.PAE; descriptor flag L: a 64-bit code segment (Intel SDM vol. 3, 2.5 and 3.4.5) */
+const CR4_PAE = 1n << 5n;
+const DESCRIPTOR_L = 1 << 21;
+
+/**
+ * EFER.LMA of a CPU after the first, which no note holds. A CPU with PAE paging is in long mode when its code segment
+ * is a 64-bit one, and when the first CPU is: no system runs its CPUs in different modes for longer than a boot.
+ */
+function looksLongMode(cpu: CpuState, firstInLongMode: boolean): boolean {
+  const paging = pagingEnabled(cpu) && (cpu.system!.cr4 & CR4_PAE) !== 0n;
+  return paging && (firstInLongMode || (cpu.cs.flags & DESCRIPTOR_L) !== 0);
+}
+
 /**
  * Sorts the notes of a vmcore into CPUs and the rest.
  * @param longMode EFER.LMA of the first CPU, by e_machine
@@ -357,7 +371,8 @@ export function splitNotes(notes: readonly ElfNote[], longMode: boolean): { cpus
   if (qemu.length === 0) return { cpus: prstatus, others };
   const cpus = qemu.map((cpu, i) => {
     const core = prstatus[i]?.prstatus;
-    return core ? { ...cpu, prstatus: core } : cpu;
+    const mode = { longMode: i === 0 ? longMode : looksLongMode(cpu, longMode) };
+    return core ? { ...cpu, ...mode, prstatus: core } : { ...cpu, ...mode };
   });
   return { cpus, others };
 }

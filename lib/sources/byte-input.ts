@@ -134,11 +134,13 @@ class PipeInput implements ByteInput {
       // Pauses: the buffer is read into again only after `resume`.
       return false;
     };
-    // `onread` is documented for this constructor too, but its type has it for `connect` only.
+    // `onread` is documented for this constructor too, but its type has it for `connect` only. Half open and writable,
+    // so that the socket does not close the caller's descriptor at the end of the data.
     const options: SocketConstructorOpts & ConnectOpts = {
       fd,
       readable: true,
-      writable: false,
+      writable: true,
+      allowHalfOpen: true,
       onread: { buffer: new Uint8Array(PIPE_BUFFER_BYTES), callback },
     };
     this.#socket = new Socket(options);

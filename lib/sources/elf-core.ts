@@ -29,7 +29,7 @@ import { isXenCore, readXenCore } from './xen-core.js';
 /**
  * Opens an ELF core file.
  * @param path   a regular file (or block device) that can seek; for a pipe see openElfStream
- * @param limits what its headers may make us hold
+ * @param limits what its headers may make us hold and go through
  * @returns a guest that holds the file open until `close`
  * @throws VmcoreError READ when the file cannot be read; BAD_INPUT when it is not the core of an x86 machine or
  *   contradicts itself; TRUNCATED when it ends before what its headers claim; LIMIT; UNSUPPORTED (paravirtual Xen)
@@ -48,7 +48,7 @@ async function readCore(file: FileBacking, limits: ElfLimits): Promise<Guest> {
   const reader = readerOf(file);
   const headers = await readHeaders(reader, await readElfHeader(reader), limits);
   checkStored(file, headers.loads);
-  const regions = resolveMemory(file.name, headers).map(
+  const regions = resolveMemory(file.name, headers, limits).map(
     ({ base, length, offset }): MemoryRegion =>
       offset === null ? { base, length, backing: null, offset: 0 } : { base, length, backing: file, offset },
   );

@@ -33,16 +33,22 @@ import type { Architecture, CpuState } from '../guest.js';
 import { PHYSICAL_ADDRESS_LIMIT } from '../physical-memory.js';
 import { splitVirtualBoxNotes } from './vbox-notes.js';
 
-/** What a core's headers may make us hold. */
+/** What a core's headers may make us hold, and go through. */
 export interface ElfLimits {
   /** number of program headers */
   readonly maxProgramHeaders: number;
   /** size of all notes in bytes */
   readonly maxNoteBytes: number;
+  /** bytes of memory that are not in the core and read as zeros, which nothing else bounds */
+  readonly maxZeroBytes: number;
 }
 
-/** Enough for 2^20 mappings, and for the notes of QEMU's 4096 CPUs (3.4 MB). */
-export const DEFAULT_ELF_LIMITS: ElfLimits = { maxProgramHeaders: 2 ** 20, maxNoteBytes: 2 ** 22 };
+/** Enough for 2^20 mappings, for the notes of QEMU's 4096 CPUs (3.4 MB), and for 64 TiB that makedumpfile left out. */
+export const DEFAULT_ELF_LIMITS: ElfLimits = {
+  maxProgramHeaders: 2 ** 20,
+  maxNoteBytes: 2 ** 22,
+  maxZeroBytes: 2 ** 46,
+};
 
 /** Reads parts of a core while its headers are looked at. */
 export interface CoreReader {
@@ -264,6 +270,7 @@ async function readNotes(
   for (const { index, offset, size } of segments) {
     if (size === 0) continue;
     const what = `program header ${index} (notes)`;
+    if (offset === NOT_STORED) throw badInput(`${reader.name}: ${what} has ${size} bytes, but no p_offset (-1)`);
     total += size;
     if (total > limits.maxNoteBytes)
       throw new VmcoreError(
@@ -289,12 +296,17 @@ function checkNotesFirst(name: string, loads: readonly LoadSegment[], segments: 
   }
 }
 
-/** The core of a process, ET_CORE as well, has no physical addresses: all are 0. */
+/**
+ * The core of a process, ET_CORE as well, has p_paddr 0 throughout. So may a machine's, whose first bytes QEMU's paging
+ * dump gives for each of their mappings: but those are the same bytes of the file.
+ */
 function checkMachine(name: string, loads: readonly LoadSegment[], notes: readonly ElfNote[]): void {
-  if (loads.length === 0) throw badInput(`${name} holds no memory: no PT_LOAD has both bytes and a physical address`);
+  const [first] = loads;
+  if (!first) throw badInput(`${name} holds no memory: no PT_LOAD has both bytes and a physical address`);
   const virtualOnly = loads.every((load) => load.paddr === 0) && loads.some((load) => load.isVirtual);
+  const areAliases = loads.every((load) => load.offset === first.offset);
   const hasProcessNote = notes.some((note) => note.name === NOTE_NAME_CORE && PROCESS_NOTES.has(note.type));
-  if (virtualOnly && (loads.length > 1 || hasProcessNote))
+  if (virtualOnly && (hasProcessNote || !areAliases))
     throw badInput(`${name} looks like the core of a process, not of a machine: its memory has no physical addresses`);
 }
 

@@ -10,7 +10,7 @@
 import { VmcoreError } from '../errors.js';
 import { NOTE_NAME_QEMU } from '../formats/notes.js';
 import { blockEnd, type MemoryBlock } from '../physical-memory.js';
-import type { CoreHeaders, LoadSegment } from './elf-headers.js';
+import type { CoreHeaders, ElfLimits, LoadSegment } from './elf-headers.js';
 
 /** A contiguous piece of guest memory that is also contiguous in the core. */
 export interface StoredBlock extends MemoryBlock {
@@ -23,15 +23,20 @@ export interface StoredBlock extends MemoryBlock {
  *
  * One block for each PT_LOAD when the table describes physical memory and nothing overlaps, so that adjacent blocks
  * stay apart as their writer had them; otherwise pieces that adjoin in memory and in the core are one block.
- * @throws VmcoreError BAD_INPUT when one byte of the core is given to two physical addresses
+ * @throws VmcoreError BAD_INPUT when one byte of the core is given to two physical addresses; LIMIT for endless zeros
  */
-export function resolveMemory(name: string, headers: Pick<CoreHeaders, 'loads' | 'noteNames'>): StoredBlock[] {
+export function resolveMemory(
+  name: string,
+  headers: Pick<CoreHeaders, 'loads' | 'noteNames'>,
+  limits: Pick<ElfLimits, 'maxZeroBytes'>,
+): StoredBlock[] {
   const isVirtual = headers.loads.some((load) => load.isVirtual);
   const spans = spansOf(headers.loads, tailsAreZeros(isVirtual, headers.noteNames));
   const sorted = [...spans].sort((a, b) => a.base - b.base);
   const overlap = sorted.some((span, i) => i > 0 && blockEnd(sorted[i - 1]!) > span.base);
   const blocks = overlap ? joinBlocks(paint(spans)) : isVirtual ? joinBlocks(sorted) : sorted;
   checkBytesAreUsedOnce(name, blocks);
+  checkZeros(name, blocks, limits.maxZeroBytes);
   return blocks;
 }
 
@@ -76,7 +81,7 @@ const NOBODY = -1;
  * Addresses are cut at every span's ends into stretches. Spans take theirs in order; `next` leads past what is taken
  * (union-find), so that a stretch is visited once however many spans lie over it: O(n log n) for hostile tables too.
  */
-function paint(spans: readonly StoredBlock[]): StoredBlock[] {
+function paint(spans: readonly StoredBlock[]): Iterable<StoredBlock> {
   const cuts = cutsOf(spans);
   const owners = new Int32Array(cuts.length).fill(NOBODY);
   const next = Int32Array.from(cuts, (_, i) => i);
@@ -121,20 +126,23 @@ function findFree(next: Int32Array, i: number): number {
   return at;
 }
 
-function ownedStretches(spans: readonly StoredBlock[], cuts: Float64Array, owners: Int32Array): StoredBlock[] {
-  const blocks: StoredBlock[] = [];
+/** The stretches as blocks, one by one: there may be twice as many as spans, and most are joined at once. */
+function* ownedStretches(
+  spans: readonly StoredBlock[],
+  cuts: Float64Array,
+  owners: Int32Array,
+): Generator<StoredBlock, undefined> {
   for (let i = 0; i + 1 < cuts.length; i++) {
     const span = spans[owners[i]!];
     if (!span) continue;
     const base = cuts[i]!;
     const offset = span.offset === null ? null : span.offset + (base - span.base);
-    blocks.push({ base, length: cuts[i + 1]! - base, offset });
+    yield { base, length: cuts[i + 1]! - base, offset };
   }
-  return blocks;
 }
 
 /** Joins neighbours that adjoin in memory and in the core. */
-function joinBlocks(sorted: readonly StoredBlock[]): StoredBlock[] {
+function joinBlocks(sorted: Iterable<StoredBlock>): StoredBlock[] {
   const joined: StoredBlock[] = [];
   for (const block of sorted) {
     const last = joined.at(-1);
@@ -162,4 +170,14 @@ function checkBytesAreUsedOnce(name: string, blocks: readonly StoredBlock[]): vo
           `0x${(previous.base + (block.offset - previous.offset)).toString(16)}; its program headers contradict each other`,
       );
   });
+}
+
+/** What is stored is bounded by the core's size; what is not is bounded here. */
+function checkZeros(name: string, blocks: readonly StoredBlock[], limit: number): void {
+  const zeros = blocks.reduce((sum, block) => (block.offset === null ? sum + block.length : sum), 0);
+  if (zeros > limit)
+    throw new VmcoreError(
+      'LIMIT',
+      `${name} claims ${zeros} bytes of zeros (p_memsz beyond p_filesz), more than maxZeroBytes = ${limit}`,
+    );
 }

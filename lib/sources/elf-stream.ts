@@ -37,6 +37,8 @@ const FRONT_LIMIT = 80 << 20;
 const FRONT_START = 64 << 10;
 /** What is skipped is read into a buffer of this size. */
 const SKIP_BYTES = 64 << 10;
+/** Zeros are passed on in pieces of this size, so that progress is steady. */
+const HOLE_BYTES = 64 << 20;
 /** What may follow the memory, and is read so that the writer does not fail: QEMU's section names. */
 const TAIL_LIMIT = 16 << 20;
 
@@ -44,7 +46,7 @@ const TAIL_LIMIT = 16 << 20;
  * Opens an ELF core that is a stream: reads up to its memory and no further than what a read happens to bring.
  * @param input  an async iterable of bytes (a Readable), or a descriptor, which is not closed
  * @param name   what to call it in messages: `stdin`
- * @param limits what its headers may make us hold
+ * @param limits what its headers may make us hold and go through
  * @returns a guest whose `memory` is null and whose `chunks` can be taken once, by one pass over the stream
  * @throws VmcoreError as openElfCore; UNSUPPORTED when what is needed first stands behind the memory. A stream that
  *   ends within its memory fails as TRUNCATED when `chunks` gets there
@@ -63,7 +65,7 @@ export async function openElfStream(
         `${name} is a core with sections only (Xen?), which has its tables behind the memory; save it to a file and open that`,
       );
     const headers = await readCoreHeaders(reader, header, limits, { notesFirst: true });
-    return new ElfStreamGuest(reader, headers, resolveMemory(name, headers));
+    return new ElfStreamGuest(reader, headers, resolveMemory(name, headers, limits));
   } catch (error) {
     reader.close();
     throw error;
@@ -251,7 +253,7 @@ class ElfStreamSource extends Source<Chunk> {
   }
 }
 
-/** Cuts what lies in the range into pieces of at most a slab, at the same addresses as for a file. */
+/** Cuts what lies in the range into pieces, at the same addresses as for a file: slabs of bytes, larger ones of zeros. */
 function* cut(
   blocks: readonly StoredBlock[],
   range: MemoryBlock | undefined,
@@ -260,15 +262,11 @@ function* cut(
   for (const block of blocks) {
     const part = intersect(block, range);
     if (!part) continue;
-    if (block.offset === null) yield { ...part, offset: null };
-    else yield* cutStored(part, block.offset - block.base, slabBytes);
-  }
-}
-
-function* cutStored(part: MemoryBlock, shift: number, slabBytes: number): Generator<StoredBlock, undefined> {
-  for (let base = part.base; base < blockEnd(part); ) {
-    const length = Math.min(slabBytes - (base % slabBytes), blockEnd(part) - base);
-    yield { base, length, offset: base + shift };
-    base += length;
+    const step = block.offset === null ? HOLE_BYTES : slabBytes;
+    for (let base = part.base; base < blockEnd(part); ) {
+      const length = Math.min(step - (base % step), blockEnd(part) - base);
+      yield { base, length, offset: block.offset === null ? null : block.offset + (base - block.base) };
+      base += length;
+    }
   }
 }

@@ -64,12 +64,17 @@ const TABLE = /^(GDT|IDT) *= +([0-9a-f]{8,16}) ([0-9a-f]{8})\b/;
 /** Hexadecimal digits of a base where the text has 64 bits of it. */
 const DIGITS_64 = 16;
 
+/** `A20=1 SMM=0` in the line of the instruction pointer */
+const A20_AND_SMM = /\bA20=([01]) SMM=([01])\b/;
+
 /** What the lines of one CPU have yielded so far. */
 interface Found {
   readonly scalars: Map<ScalarName, bigint>;
   readonly segments: Map<SegmentName, Segment>;
   /** whether the bases of GDT and IDT had 64 bits: they do by EFER.LMA */
   wideTables: boolean;
+  /** the A20 gate is closed */
+  a20Masked: boolean;
 }
 
 /**
@@ -105,7 +110,7 @@ function collect(text: string): Found[] {
     const scalars = scalarsOf(line);
     const headless = scalars.some(([name]) => name === 'rax') && (current?.scalars.has('rax') ?? true);
     if (CPU_HEADER.test(line) || headless) {
-      current = { scalars: new Map(), segments: new Map(), wideTables: false };
+      current = { scalars: new Map(), segments: new Map(), wideTables: false, a20Masked: false };
       cpus.push(current);
     }
     if (current) takeLine(current, line, scalars);
@@ -122,6 +127,9 @@ function scalarsOf(line: string): [ScalarName, bigint][] {
 
 function takeLine(found: Found, line: string, scalars: readonly [ScalarName, bigint][]): void {
   for (const [name, value] of scalars) found.scalars.set(name, value);
+  const [, a20, smm] = A20_AND_SMM.exec(line) ?? [];
+  // System management mode sees all of memory, whatever the gate (QEMU: x86_get_a20_mask).
+  if (a20) found.a20Masked = a20 === '0' && smm === '0';
   const [, segment, selector, base, limit, flags] = SEGMENT.exec(line) ?? [];
   if (segment)
     found.segments.set(segment.toLowerCase() as SegmentName, {
@@ -171,7 +179,8 @@ function cpuState(found: Found, where: string): CpuState {
   const all = segments([...SEGMENT_REGISTERS, ...SYSTEM_SEGMENTS]);
   const whole = withBaseBits(all, { longMode, protectedMode: isProtected(controls.cr0, general.rflags) });
   const { ldt, tr, gdt, idt, ...registers } = whole;
-  return { ...general, ...registers, longMode, system: { ldt, tr, gdt, idt, ...controls, cr1: 0n, kernelGsBase: 0n } };
+  const mode = found.a20Masked ? { longMode, a20Masked: true } : { longMode };
+  return { ...general, ...registers, ...mode, system: { ldt, tr, gdt, idt, ...controls, cr1: 0n, kernelGsBase: 0n } };
 }
 
 /** Protected mode but not virtual-8086 mode, where segment registers work as in real mode. */

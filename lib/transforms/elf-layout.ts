@@ -70,7 +70,7 @@ export function guestLongMode(guest: Pick<Guest, 'arch' | 'cpus'>): boolean {
 }
 
 /** QEMU's rule (cpu_get_dump_info): 64-bit in long mode, or when any memory ends above what 32 bits can say. */
-function elfClass(longMode: boolean, blocks: readonly MemoryBlock[]): ElfClass {
+export function elfClass(longMode: boolean, blocks: readonly MemoryBlock[]): ElfClass {
   return longMode || blocks.some((block) => blockEnd(block) > 0xffff_ffff) ? ELFCLASS64 : ELFCLASS32;
 }
 

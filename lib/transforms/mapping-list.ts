@@ -218,16 +218,14 @@ export class MappingList {
   }
 
   /**
-   * Whether the entry that took the page before takes these pages too and is only made longer by them. It is the first
-   * match for each of them: what comes before it in its group ends before the first page of the run. Only where an
-   * address wraps, and where the entry's delta has just changed, is each page looked at.
+   * Whether the entry that took the page before these takes them too and is only made longer by them. It does unless
+   * that page has changed its delta: it reaches to these pages at least, and what comes before it in its group ends
+   * before the run. Where an address wraps, each page is looked at.
    */
   #takesRest(virtual: number, physical: number, length: number): boolean {
     const id = this.#last;
     return (
       this.#delta(id) === wrap(virtual - physical) &&
-      this.#physical[id]! <= physical &&
-      this.#end(id) >= physical &&
       this.#virtual[id]! + this.#length[id]! < VIRTUAL_PAGES &&
       virtual + length < VIRTUAL_PAGES
     );

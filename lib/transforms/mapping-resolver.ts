@@ -46,7 +46,7 @@ export interface ResolveOptions {
   readonly signal?: AbortSignal | undefined;
   /** told, in one line, what was left out */
   readonly onWarning?: ((text: string) => void) | undefined;
-  /** whether the A20 gate is open, as it is on all but the oldest systems; true by default */
+  /** whether the A20 gate is open; what is known of each CPU (`CpuState.a20Masked`) by default */
   readonly a20?: boolean | undefined;
 }
 
@@ -83,8 +83,8 @@ const PREFIX_4_LEVEL = 0xffff * 2 ** 36;
 /** QEMU's prefix of all virtual addresses in 5-level paging: bits 57-63, as a page number. */
 const PREFIX_5_LEVEL = 0x7f * 2 ** 45;
 
-/** Address bit 20 as a bit of a page number. */
-const A20_PAGES = 2 ** (20 - 12);
+/** Address bit 20. */
+const A20 = 2 ** 20;
 
 /** Page number that a large page's entry holds, from the lower and upper half. */
 type LargePage = (low: number, high: number) => number;
@@ -208,6 +208,11 @@ function tablePage(low: number, high: number): number {
   return (high & HIGH_ADDRESS) * PAGES_IN_4_GIB + (low >>> 12);
 }
 
+/** An address with bit 20 zero. */
+function withoutA20(address: number): number {
+  return Math.floor(address / A20) % 2 === 1 ? address - A20 : address;
+}
+
 /** QEMU takes all upper bits of a PAE PDPTE for address bits, so that the table is not in memory when one is set. */
 function refersToMemory(level: Level, high: number): boolean {
   return level !== PAE_PDPT || (high & ~HIGH_ADDRESS) === 0;
@@ -221,11 +226,12 @@ function refersToMemory(level: Level, high: number): boolean {
 export function translate(memory: PhysicalMemory, cpu: CpuState, vaddr: bigint): number | null {
   const mode = pagingMode(cpu);
   if (!isLinearAddress(mode, vaddr)) return null;
-  if (mode === 'none') return Number(vaddr);
+  const bus = cpu.a20Masked ? withoutA20 : (address: number) => address;
+  if (mode === 'none') return bus(Number(vaddr));
   const page = Number((vaddr >> 12n) & 0xf_ffff_ffff_ffffn);
   const { level, address } = rootOf(cpu);
-  const physical = translatePage(memory, level, address, page);
-  return physical === null ? null : physical * PAGE_SIZE + Number(vaddr & 0xfffn);
+  const physical = translatePage((at, into) => memory.read(bus(at), into), level, address, page);
+  return physical === null ? null : bus(physical * PAGE_SIZE + Number(vaddr & 0xfffn));
 }
 
 /** Whether an address is one that a CPU in this mode can form: canonical, or of 32 bits. */
@@ -235,11 +241,14 @@ function isLinearAddress(mode: PagingMode, vaddr: bigint): boolean {
   return BigInt.asUintN(64, BigInt.asIntN(bits, vaddr)) === vaddr;
 }
 
+/** Reads physical memory as the CPU sees it. */
+type ReadPhysical = (address: number, into: Uint8Array) => void;
+
 /** Follows the tables to the physical page of a virtual one. */
-function translatePage(memory: PhysicalMemory, level: Level, address: number, page: number): number | null {
+function translatePage(read: ReadPhysical, level: Level, address: number, page: number): number | null {
   const index = Math.floor(page / level.span) % level.entries;
   const entry = new Uint32Array(level.words);
-  memory.read(address + index * entry.byteLength, new Uint8Array(entry.buffer));
+  read(address + index * entry.byteLength, new Uint8Array(entry.buffer));
   const low = entry[0]!;
   const high = entry[1] ?? 0;
   if ((low & P) === 0 || (high & level.reservedHigh) !== 0) return null;
@@ -247,7 +256,7 @@ function translatePage(memory: PhysicalMemory, level: Level, address: number, pa
   if (level.large !== null && (low & PS) !== 0)
     return (low & level.largeReserved) !== 0 ? null : level.large(low, high & HIGH_ADDRESS) + (page % level.span);
   if ((low & level.reserved) !== 0) return null;
-  return translatePage(memory, level.below, tablePage(low, high) * PAGE_SIZE, page);
+  return translatePage(read, level.below, tablePage(low, high) * PAGE_SIZE, page);
 }
 
 /**
@@ -342,33 +351,41 @@ const MAX_PLACES = 16;
 /** How a table was reached before: not at all, in the same place, or in MAX_PLACES others. */
 type Sighting = 'new' | 'again' | 'alias';
 
-/** Remembers where tables were reached. A "place" is the first virtual page that a table maps. */
+/** Remembers where tables were walked. A "place" is the first virtual page that a table maps. */
 class TableLog {
-  /** by place and level: index into #tables of the table that was last reached there */
+  /** by place and level: index into #tables of the table that was walked there last */
   readonly #latest = new NumberIndex();
   readonly #tables: number[] = [];
-  /** by table and level: number of places */
+  /** by table and level: number of places where it was walked */
   readonly #places = new NumberIndex();
 
-  /** Notes that a table, by its page number, was reached in a place. */
-  note(level: Level, table: number, place: number): Sighting {
-    // No table maps less than 2 MiB, so that this and the level fit into one exact number.
-    const placeKey = (place / PAGES_IN_2_MIB) * 8 + level.id;
-    const latest = this.#latest.get(placeKey);
-    if (this.#tables[latest] === table) return 'again';
-    if (latest >= 0) this.#tables[latest] = table;
-    else this.#latest.set(placeKey, this.#tables.push(table) - 1);
-    return this.#countPlace(table * 8 + level.id) > MAX_PLACES ? 'alias' : 'new';
+  /** What is known of a table, by its page number, in a place. */
+  sighting(level: Level, table: number, place: number): Sighting {
+    const latest = this.#latest.get(placeKey(level, place));
+    if (latest >= 0 && this.#tables[latest] === table) return 'again';
+    return this.#places.get(tableKey(level, table)) < MAX_PLACES ? 'new' : 'alias';
   }
 
-  #countPlace(tableKey: number): number {
-    const places = Math.max(0, this.#places.get(tableKey)) + 1;
-    this.#places.set(tableKey, places);
-    return places;
+  /** Notes that a table is walked. */
+  add(level: Level, table: number, place: number): void {
+    const latest = this.#latest.get(placeKey(level, place));
+    if (latest >= 0) this.#tables[latest] = table;
+    else this.#latest.set(placeKey(level, place), this.#tables.push(table) - 1);
+    const places = Math.max(0, this.#places.get(tableKey(level, table)));
+    this.#places.set(tableKey(level, table), places + 1);
   }
 }
 
-/** Lookups (of mappings or memory regions) that count as one page table of work. */
+function tableKey(level: Level, table: number): number {
+  return table * 8 + level.id;
+}
+
+/** No table maps less than 2 MiB, so that place and level fit into one exact number. */
+function placeKey(level: Level, place: number): number {
+  return (place / PAGES_IN_2_MIB) * 8 + level.id;
+}
+
+/** Lookups (of mappings, memory regions, tables that are left out) that count as one page table of work. */
 const LOOKUPS_PER_TABLE = 64;
 
 /** Page tables, or as much other work, between two turns of the event loop: a few milliseconds. */
@@ -384,7 +401,7 @@ class Walk {
 
   readonly #memory: PhysicalMemory;
   readonly #maxTables: number;
-  readonly #a20: boolean;
+  readonly #a20: boolean | undefined;
   readonly #leftOut: readonly Sighting[];
   readonly #log = new TableLog();
   /** a table's contents, one buffer for each id of a level */
@@ -392,6 +409,7 @@ class Walk {
   #tables = 0;
   #turnAt = TABLES_PER_TURN;
   #lookups = 0;
+  #a20Masked = false;
 
   // The run of pages that is being gathered.
   #virtual = 0;
@@ -408,7 +426,7 @@ class Walk {
   constructor(memory: PhysicalMemory, options: ResolveOptions, leftOut: readonly Sighting[]) {
     this.#memory = memory;
     this.#maxTables = options.maxPageTables ?? DEFAULT_MAX_PAGE_TABLES;
-    this.#a20 = options.a20 ?? true;
+    this.#a20 = options.a20;
     this.#leftOut = leftOut;
     this.list = new MappingList(options.maxMappings ?? DEFAULT_MAX_MAPPINGS);
   }
@@ -425,7 +443,8 @@ class Walk {
   *run(cpus: readonly CpuState[]): Generator<void> {
     for (const cpu of cpus) {
       const { level, address, base } = rootOf(cpu);
-      yield* this.#walkTable(level, this.#throughA20(address), base);
+      this.#a20Masked = this.#a20 === undefined ? cpu.a20Masked === true : !this.#a20;
+      yield* this.#walkTable(level, this.#tableAddress(address), base);
     }
     this.#flush();
   }
@@ -443,7 +462,7 @@ class Walk {
   }
 
   *#walkBelow(level: Level, page: number, place: number): Generator<void> {
-    const address = this.#throughA20(page * PAGE_SIZE);
+    const address = this.#tableAddress(page * PAGE_SIZE);
     if (!this.#mayEnter(level, address / PAGE_SIZE, place)) return;
     if (level.below !== null) yield* this.#walkTable(level, address, place);
     else if (level.words === 2) this.#walkPt(this.#load(level, address), place);
@@ -471,16 +490,17 @@ class Walk {
 
   /** Whether a table is to be walked here. */
   #mayEnter(level: Level, table: number, place: number): boolean {
-    const sighting = this.#log.note(level, table, place);
+    const sighting = this.#log.sighting(level, table, place);
     this.sightings[sighting]++;
-    return !this.#leftOut.includes(sighting);
+    this.#lookups++;
+    if (this.#leftOut.includes(sighting)) return false;
+    this.#log.add(level, table, place);
+    return true;
   }
 
-  /** QEMU's `a20_mask`: without A20, address bit 20 is zero. */
-  #throughA20(address: number): number {
-    if (this.#a20) return address;
-    const page = Math.floor(address / PAGE_SIZE);
-    return Math.floor(page / A20_PAGES) % 2 === 1 ? address - A20_PAGES * PAGE_SIZE : address;
+  /** Where a table is found that CR3 or an entry refers to. */
+  #tableAddress(address: number): number {
+    return this.#a20Masked ? withoutA20(address) : address;
   }
 
   /** Reads a table into the buffer of its level. */

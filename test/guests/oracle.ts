@@ -329,7 +329,6 @@ function rangesOf(blocks: readonly OracleBlock[]): Pick<OracleRange, 'about' | '
   const first = blocks[0]!;
   const last = blocks.at(-1)!;
   const next = blocks[1];
-  const lastHole = blocks.at(-2) === undefined ? 0 : end(blocks.at(-2)!);
   const spanning = (begin: number, to: number, about: string) => ({ about, begin, length: to - begin });
   return [
     { about: 'from 0, whole pages', begin: 0, length: 0x100000 },
@@ -339,7 +338,7 @@ function rangesOf(blocks: readonly OracleBlock[]): Pick<OracleRange, 'about' | '
     ...(next ? [spanning(end(first) - 0x800, next.base - 0x123, 'ends in a hole')] : []),
     ...(next ? [spanning(end(first) + 0x1234, next.base + 0x2001, 'begins in a hole')] : []),
     { about: 'past the end', begin: end(last) - 0x2345, length: 2 ** 44 },
-    { about: 'no memory: a hole', begin: lastHole + 0x1000, length: 0x1000 },
+    { about: 'no memory: a hole', begin: end(first) + 0x1001, length: 0x1000 },
     { about: 'no memory: past the end', begin: 2 ** 45, length: 2 ** 20 },
     { about: 'no length', begin: 0x200000, length: 0 },
   ];

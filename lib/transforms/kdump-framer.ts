@@ -1,0 +1,147 @@
+/**
+ * kdump framer: page batches in, extents of a kdump-compressed vmcore out.
+ *
+ * Pages go to the file's end in the order in which they come; each batch's encodings are one extent. What a reader needs
+ * first, the table of descriptors, is only known then, so its pieces come in between, at lower offsets. The bitmaps are
+ * known before, but trickle out with the batches: at once they might be more than memory holds.
+ */
+
+import { VmcoreError } from '../errors.js';
+import { PAGE_CODEC_FLAGS } from '../formats/kdump.js';
+import {
+  type Extent,
+  PAGE_COMPRESSED,
+  PAGE_SIZE,
+  PAGE_STORED,
+  PAGE_ZERO,
+  type PageBatch,
+  Stage,
+  type StageOptions,
+} from '../stage.js';
+import { bitmapExtents } from './kdump-bitmap.js';
+import { encodeKdumpHead, type KdumpLayout, runEnd } from './kdump-layout.js';
+import { PageDescriptors } from './page-descriptors.js';
+
+/** Extents of the bitmaps with each batch: more than a batch's share of them, so that they are out before the end. */
+const BITMAP_EXTENTS_PER_BATCH = 16;
+
+/** The page that all zero pages share. */
+const ZERO_PAGE = new Uint8Array(PAGE_SIZE);
+
+/** Places page batches by a kdump layout. */
+export class KdumpFramer extends Stage<PageBatch, Extent> {
+  readonly #bitmaps: Iterator<Extent, undefined>;
+  readonly #descriptors: PageDescriptors;
+  /** file offset where the next page goes */
+  #dataOffset: number;
+  /** where in the layout's runs the next page is */
+  #run = 0;
+  #pfn: number;
+  #placed = 0;
+  /** bytes of guest memory that no extent has been given yet: those of batches without data */
+  #memory = 0;
+
+  constructor(
+    readonly layout: KdumpLayout,
+    options?: StageOptions,
+  ) {
+    super(options);
+    const { descriptorsOffset, zeroPageOffset, runs } = layout;
+    this.#bitmaps = bitmapExtents(layout);
+    this.#descriptors = new PageDescriptors(descriptorsOffset, zeroPageOffset, (offset, data) =>
+      this.#emit(offset, data, 0),
+    );
+    this.#dataOffset = zeroPageOffset + PAGE_SIZE;
+    this.#pfn = runs[0]!.firstPfn;
+  }
+
+  /** Size of the vmcore so far, in bytes; of all of it once the stage has ended. */
+  get size(): number {
+    return this.#dataOffset;
+  }
+
+  protected override open(): void {
+    this.#emit(0, encodeKdumpHead(this.layout), 0);
+    this.#emit(this.layout.zeroPageOffset, ZERO_PAGE, 0);
+  }
+
+  protected override transform(batch: PageBatch): void {
+    this.#emitBitmaps(BITMAP_EXTENTS_PER_BATCH);
+    this.#advance(batch);
+    if (batch.data && batch.kinds && batch.sizes) this.#placeData(batch);
+    else this.#placeZeros(batch);
+  }
+
+  protected override flush(): void {
+    const { pageCount } = this.layout;
+    if (this.#placed !== pageCount)
+      throw new VmcoreError('TRUNCATED', `the source gave ${this.#placed} of ${pageCount} pages of guest memory`);
+    this.#emitBitmaps(Number.POSITIVE_INFINITY);
+    this.#descriptors.flush();
+    if (this.#memory > 0) this.#emit(this.#dataOffset, new Uint8Array(0), 0);
+  }
+
+  /** All pages of the layout have to come, in its order: a descriptor's place says which page it is for. */
+  #advance({ paddr, count }: PageBatch): void {
+    const { runs } = this.layout;
+    const run = runs[this.#run];
+    if (!run || paddr !== this.#pfn * PAGE_SIZE || this.#pfn + count > runEnd(run))
+      throw new VmcoreError(
+        'BAD_INPUT',
+        `${count} pages of memory at 0x${paddr.toString(16)} came where the layout has ${this.#expected()}`,
+      );
+    this.#pfn += count;
+    this.#placed += count;
+    if (this.#pfn === runEnd(run)) this.#pfn = runs[++this.#run]?.firstPfn ?? this.#pfn;
+  }
+
+  #expected(): string {
+    return this.layout.runs[this.#run] ? `those at 0x${(this.#pfn * PAGE_SIZE).toString(16)}` : 'no more';
+  }
+
+  #placeData({ count, kinds, sizes, data, memory, release }: PageBatch): void {
+    const flags = PAGE_CODEC_FLAGS[this.layout.codec];
+    const offset = this.#dataOffset;
+    let at = offset;
+    for (let i = 0; i < count; i++) {
+      const kind = kinds![i];
+      if (kind === PAGE_ZERO) this.#descriptors.addZeros(1);
+      else this.#descriptors.add(at, sizes![i]!, kind === PAGE_COMPRESSED ? flags : checkStored(kind));
+      at += sizes![i]!;
+    }
+    this.#dataOffset = at;
+    if (at > offset) this.#emit(offset, data!.subarray(0, at - offset), memory, release);
+    else this.#finishZeros(memory, release);
+  }
+
+  #placeZeros({ count, memory, release }: PageBatch): void {
+    this.#memory += memory;
+    this.#descriptors.addZeros(count);
+    this.#finishZeros(0, release);
+  }
+
+  /** A batch without data: the next extent will stand for its memory. */
+  #finishZeros(memory: number, release: (() => void) | undefined): void {
+    this.#memory += memory;
+    release?.();
+  }
+
+  #emitBitmaps(limit: number): void {
+    for (let i = 0; i < limit; i++) {
+      const { value } = this.#bitmaps.next();
+      if (!value) return;
+      this.emitItem(value);
+    }
+  }
+
+  #emit(offset: number, data: Uint8Array, memory: number, release?: () => void): void {
+    this.emitItem({ offset, length: data.length, data, memory: memory + this.#memory, release });
+    this.#memory = 0;
+  }
+}
+
+/** flags of a page that is stored as it is */
+function checkStored(kind: number | undefined): 0 {
+  if (kind !== PAGE_STORED) throw new TypeError(`a page batch has a page of kind ${kind}`);
+  return 0;
+}

@@ -1,0 +1,87 @@
+import { truncateSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import t, { type Test } from 'tap';
+import { findVmcoreinfo } from '../../lib/formats/vmcoreinfo.js';
+import { openRawMemory, pcMemorySplit, type RawMemoryOptions } from '../../lib/sources/raw-memory.js';
+
+const MIB = 2 ** 20;
+const GIB = 2 ** 30;
+
+/** A sparse file of this size. */
+function ramOf(t: Test, size: number): string {
+  const path = join(t.testdir(), 'ram');
+  writeFileSync(path, '');
+  truncateSync(path, size);
+  return path;
+}
+
+/** `[base, length, offset]` of each block. */
+function layout(t: Test, size: number, options?: RawMemoryOptions): number[][] {
+  const guest = openRawMemory(ramOf(t, size), options);
+  try {
+    return guest.memory!.regions.map(({ base, length, offset }) => [base, length, offset]);
+  } finally {
+    guest.close();
+  }
+}
+
+t.test('memory splits as QEMU splits it', async (t) => {
+  t.equal(pcMemorySplit(3584 * MIB - 4096), 3584 * MIB - 4096);
+  t.equal(pcMemorySplit(3584 * MIB), 3 * GIB);
+  t.equal(pcMemorySplit(2816 * MIB - 4096, 'q35'), 2816 * MIB - 4096);
+  t.equal(pcMemorySplit(2816 * MIB, 'q35'), 2 * GIB);
+
+  t.same(layout(t, 16 * MIB), [[0, 16 * MIB, 0]]);
+  t.same(layout(t, 3584 * MIB - 4096), [[0, 3584 * MIB - 4096, 0]]);
+  t.same(layout(t, 5 * GIB), [
+    [0, 3 * GIB, 0],
+    [4 * GIB, 2 * GIB, 3 * GIB],
+  ]);
+});
+
+t.test('or where the user says', async (t) => {
+  t.same(layout(t, 34 * MIB, { below4g: 17 * MIB }), [
+    [0, 17 * MIB, 0],
+    [4 * GIB, 17 * MIB, 17 * MIB],
+  ]);
+  t.same(layout(t, 34 * MIB, { below4g: 34 * MIB }), [[0, 34 * MIB, 0]]);
+  t.same(layout(t, 34 * MIB, { below4g: 3 * GIB }), [[0, 34 * MIB, 0]]);
+  t.same(layout(t, 5 * GIB, { below4g: 4 * GIB })[1], [4 * GIB, GIB, 4 * GIB]);
+});
+
+t.test('the bytes are where they belong, and there need be no CPUs', async (t) => {
+  const path = ramOf(t, 2 * 4096);
+  writeFileSync(path, Buffer.concat([Buffer.alloc(4096, 1), Buffer.alloc(4096, 2)]));
+  const guest = openRawMemory(path, { below4g: 4096, arch: 'i386' });
+  t.teardown(() => guest.close());
+  t.match(guest, { name: path, arch: 'i386', cpus: [], notes: [] });
+  const byte = new Uint8Array(1);
+  t.ok(guest.memory!.read(4 * GIB, byte) && byte[0] === 2);
+  t.notOk(guest.memory!.has(4096));
+});
+
+t.test('VMCOREINFO and registers come from files', async (t) => {
+  const path = ramOf(t, 4096);
+  const info = join(path, '..', 'info');
+  writeFileSync(info, 'OSRELEASE=6.1\n');
+  const guest = openRawMemory(path, { vmcoreinfo: info });
+  t.equal(findVmcoreinfo(guest.notes)?.get('OSRELEASE'), '6.1');
+  guest.close();
+  t.throws(() => openRawMemory(path, { registers: info }), {
+    code: 'BAD_INPUT',
+    message: /info: no CPU registers found/,
+  });
+  t.throws(() => openRawMemory(path, { registers: '/nowhere' }), { code: 'READ', message: /\/nowhere: no such file/ });
+});
+
+t.test('what cannot be the RAM of a PC', async (t) => {
+  t.throws(() => openRawMemory('/nowhere'), { code: 'READ', message: /\/nowhere: no such file/ });
+  t.throws(() => layout(t, 0), { code: 'BAD_INPUT', message: /ram is empty/ });
+  t.throws(() => openRawMemory('/dev/zero'), { code: 'BAD_INPUT', message: /not a regular file/ });
+  t.throws(() => layout(t, 4097), {
+    code: 'BAD_INPUT',
+    message: /has 4097 bytes, which is not a whole number of pages/,
+  });
+  for (const below4g of [0, -4096, 4095, 4096.5, 5 * GIB, Number.NaN])
+    t.throws(() => layout(t, 16 * MIB, { below4g }), { code: 'USAGE', message: /memory below 4 GiB/ }, `${below4g}`);
+});
