@@ -42,6 +42,8 @@ export function builder(yargs: Argv): Argv {
     .positional('source', {
       type: 'string',
       demandOption: true,
+      // yargs reads a lone dash as an empty string.
+      coerce: (source: string) => source || '-',
       describe: 'guest description (JSON), ELF core, raw:FILE, - (an ELF core on stdin), or demo:',
     })
     .option('format', { alias: 'f', choices: FORMATS, default: 'elf', describe: 'format of the vmcore' })

@@ -43,9 +43,9 @@ export interface ElfLimits {
   readonly maxZeroBytes: number;
 }
 
-/** Enough for 2^20 mappings, for the notes of QEMU's 4096 CPUs (3.4 MB), and for 64 TiB that makedumpfile left out. */
+/** Enough for 2^18 mappings, for the notes of QEMU's 4096 CPUs (3.4 MB), and for 64 TiB that makedumpfile left out. */
 export const DEFAULT_ELF_LIMITS: ElfLimits = {
-  maxProgramHeaders: 2 ** 20,
+  maxProgramHeaders: 2 ** 18,
   maxNoteBytes: 2 ** 22,
   maxZeroBytes: 2 ** 46,
 };

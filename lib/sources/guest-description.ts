@@ -133,6 +133,10 @@ const cpuSchema = strictObject({
   ...each(SYSTEM_SEGMENTS, segmentSchema.optional()),
   ...each(CONTROL_REGISTERS, register64.optional()),
   efer: register64.optional().describe('bit 10 (LMA) says whether the CPU is in long mode; by CS.L when absent'),
+  a20Masked: z
+    .boolean({ error: mustBe('true or false') })
+    .optional()
+    .describe('the A20 gate is closed'),
 }).meta({ id: 'Cpu', description: 'registers of one CPU; those that are absent are as in "registers", or zero' });
 
 /** The format of guest descriptions, version 1. */
@@ -298,7 +302,14 @@ const NULL_SYSTEM: SystemState = {
 function cpuOf(cpu: CpuDescription, known: CpuState | undefined): CpuState {
   const general = pick(GENERAL_REGISTERS, (name) => cpu[name] ?? known?.[name] ?? 0n);
   const segments = pick(SEGMENT_REGISTERS, (name) => segmentOf(cpu[name], known?.[name]));
-  return { ...general, ...segments, longMode: longModeOf(cpu, known, segments.cs), system: systemOf(cpu, known) };
+  const a20Masked = cpu.a20Masked ?? known?.a20Masked ?? false;
+  return {
+    ...general,
+    ...segments,
+    longMode: longModeOf(cpu, known, segments.cs),
+    ...(a20Masked ? { a20Masked } : {}),
+    system: systemOf(cpu, known),
+  };
 }
 
 function longModeOf({ efer }: CpuDescription, known: CpuState | undefined, cs: Segment): boolean {
