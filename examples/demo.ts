@@ -10,7 +10,7 @@ const FILE = 'demo.vmcore';
 
 const guest = demoGuest();
 const job = dump(guest, { format: 'elf', paging: true }, { file: FILE, force: true });
-const endProgress = showProgress(job);
+const endProgress = await showProgress(job);
 const { pages, seconds } = await job.finished.finally(endProgress);
 const rip = `0x${guest.cpus[0]!.rip.toString(16)}`;
 

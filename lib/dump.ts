@@ -15,7 +15,7 @@ import { SlabPool } from './slab-pool.js';
 import { PAGE_SIZE, type Progress } from './stage.js';
 import { ElfFramer } from './transforms/elf-framer.js';
 import { type ElfLayout, planElf } from './transforms/elf-layout.js';
-import { resolveMappings } from './transforms/mapping-resolver.js';
+import type { Mapping } from './transforms/mapping-list.js';
 import { Tally } from './transforms/tally.js';
 
 /** The formats that can be written; names as in QEMU's DumpGuestMemoryFormat. */
@@ -120,15 +120,14 @@ export class DumpJob extends EventEmitter<{ progress: [Progress]; warning: [stri
   }
 
   async #plan(guest: Guest, request: DumpRequest): Promise<ElfLayout> {
-    const mappings = request.paging
-      ? await resolveMappings(guest, {
-          signal: this.#abort.signal,
-          onWarning: (text) => this.#warn(text),
-          ...(request.maxMappings === undefined ? {} : { maxMappings: request.maxMappings }),
-          ...(request.maxPageTables === undefined ? {} : { maxPageTables: request.maxPageTables }),
-        })
-      : undefined;
+    const mappings = request.paging ? await this.#resolve(guest, request) : undefined;
     return planElf(guest, { range: request.range, mappings });
+  }
+
+  async #resolve(guest: Guest, { maxMappings, maxPageTables }: DumpRequest): Promise<Mapping[]> {
+    const { resolveMappings } = await import('./transforms/mapping-resolver.js');
+    const onWarning = (text: string) => this.#warn(text);
+    return resolveMappings(guest, { maxMappings, maxPageTables, onWarning, signal: this.#abort.signal });
   }
 
   #warn(text: string): void {

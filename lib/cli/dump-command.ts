@@ -96,7 +96,7 @@ export async function handler(args: DumpArguments): Promise<void> {
       const request = { ...args, range };
       const job = dump(guest, request, target, interrupt.signal);
       job.on('warning', (text) => process.stderr.write(`vmcore: warning: ${text}\n`));
-      const endProgress = showProgress(job, args.progress);
+      const endProgress = await showProgress(job, args.progress);
       const summary = await job.finished.finally(endProgress);
       report(summary, args.json, 'fd' in target && target.fd === 1);
     } finally {

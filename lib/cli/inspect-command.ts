@@ -1,7 +1,7 @@
 /** `vmcore inspect`: what a vmcore is. */
 
 import type { Argv } from 'yargs';
-import { type Inspection, inspect } from '../inspect.js';
+import type { Inspection } from '../inspect.js';
 import { formatSize } from '../sizes.js';
 
 export const command = 'inspect <file>';
@@ -26,6 +26,7 @@ export function builder(yargs: Argv): Argv {
 
 /** Runs the command. */
 export async function handler({ file, json }: InspectArguments): Promise<void> {
+  const { inspect } = await import('../inspect.js');
   const inspection = await inspect(file);
   process.stdout.write(`${json ? JSON.stringify(inspection) : inspectionText(inspection)}\n`);
 }

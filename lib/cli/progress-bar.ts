@@ -1,6 +1,5 @@
 /** Progress on a terminal: a bar with rate and time left. Silent where nobody looks. */
 
-import { SingleBar } from 'cli-progress';
 import type { DumpJob } from '../dump.js';
 import { formatSize } from '../sizes.js';
 
@@ -12,8 +11,9 @@ const FRAMES = 10;
  * @param show whether to; by default when stderr is a terminal
  * @returns ends the display
  */
-export function showProgress(job: DumpJob, show = process.stderr.isTTY === true): () => void {
+export async function showProgress(job: DumpJob, show = process.stderr.isTTY === true): Promise<() => void> {
   if (!show) return () => {};
+  const { SingleBar } = (await import('cli-progress')).default;
   const started = performance.now();
   const bar = new SingleBar({
     stream: process.stderr,

@@ -1,5 +1,8 @@
 /**
  * Opens whatever a user names as the source of a guest. The kind is recognised by its content, not by its name.
+ *
+ * Each kind is loaded when it is needed: a command that starts in a tenth of a second should not wait for a schema
+ * library that it has no use for.
  */
 
 import { closeSync, fstatSync, openSync, readSync, type Stats } from 'node:fs';
@@ -7,11 +10,6 @@ import { ioError, VmcoreError } from '../errors.js';
 import { ELFMAG } from '../formats/elf.js';
 import type { Guest } from '../guest.js';
 import { parseSize } from '../sizes.js';
-import { demoGuest } from './demo.js';
-import { openElfCore } from './elf-core.js';
-import { openElfStream } from './elf-stream.js';
-import { openGuestDescription } from './guest-description.js';
-import { openRawMemory } from './raw-memory.js';
 
 /** What a raw memory file does not say of itself. */
 export interface OpenGuestOptions {
@@ -38,20 +36,28 @@ const FOREIGN_MAGIC: readonly (readonly [string, string])[] = [
  * @throws VmcoreError when it cannot be read or is nothing that is known
  */
 export async function openGuest(source: string, options: OpenGuestOptions = {}): Promise<Guest> {
-  if (source.startsWith('raw:')) return openRawMemory(source.slice('raw:'.length), options);
+  if (source.startsWith('raw:')) return (await raw()).openRawMemory(source.slice('raw:'.length), options);
   if (options.below4g !== undefined || options.registers !== undefined || options.vmcoreinfo !== undefined)
     throw new VmcoreError(
       'USAGE',
       `--below-4g, --registers and --vmcoreinfo describe a raw memory file, but ${source} describes itself; for raw memory say raw:${source}`,
     );
-  if (source === 'demo:') return demoGuest();
-  if (source.startsWith('demo:')) return demoGuest({ memory: parseSize(source.slice('demo:'.length), 'demo:SIZE') });
+  if (source === 'demo:') return (await demo()).demoGuest();
+  if (source.startsWith('demo:'))
+    return (await demo()).demoGuest({ memory: parseSize(source.slice('demo:'.length), 'demo:SIZE') });
   return source === '-' ? openDescriptor(0) : openPath(source);
 }
 
+const raw = () => import('./raw-memory.js');
+const demo = () => import('./demo.js');
+const elfCore = () => import('./elf-core.js');
+const elfStream = () => import('./elf-stream.js');
+const description = () => import('./guest-description.js');
+
 /** What stdin is decides: a file can seek, all else is a stream. */
-function openDescriptor(fd: number): Promise<Guest> | Guest {
-  return fstatSync(fd).isFile() ? openElfCore(`/proc/self/fd/${fd}`) : openElfStream({ fd }, 'stdin');
+async function openDescriptor(fd: number): Promise<Guest> {
+  if (fstatSync(fd).isFile()) return (await elfCore()).openElfCore(`/proc/self/fd/${fd}`);
+  return (await elfStream()).openElfStream({ fd }, 'stdin');
 }
 
 async function openPath(path: string): Promise<Guest> {
@@ -64,15 +70,15 @@ async function openPath(path: string): Promise<Guest> {
   return openByContent(path, start.subarray(0, length));
 }
 
-function openSpecial(path: string, fd: number, stat: Stats): Promise<Guest> {
-  if (!stat.isDirectory()) return openElfStream({ fd }, path);
+async function openSpecial(path: string, fd: number, stat: Stats): Promise<Guest> {
+  if (!stat.isDirectory()) return (await elfStream()).openElfStream({ fd }, path);
   closeSync(fd);
   throw new VmcoreError('READ', `cannot read ${path}: is a directory`);
 }
 
-function openByContent(path: string, start: Buffer): Promise<Guest> | Guest {
-  if (ELFMAG.every((byte, i) => start[i] === byte)) return openElfCore(path);
-  if (/^\ufeff?\s*\{/.test(start.toString('utf8'))) return openGuestDescription(path);
+async function openByContent(path: string, start: Buffer): Promise<Guest> {
+  if (ELFMAG.every((byte, i) => start[i] === byte)) return (await elfCore()).openElfCore(path);
+  if (/^\ufeff?\s*\{/.test(start.toString('utf8'))) return (await description()).openGuestDescription(path);
   const foreign = FOREIGN_MAGIC.find(([magic]) => start.toString('latin1').startsWith(magic));
   throw new VmcoreError(
     'BAD_INPUT',
