@@ -5,7 +5,7 @@ import yargs from 'yargs';
 import { hideBin } from 'yargs/helpers';
 import * as dumpCommand from './cli/dump-command.js';
 import * as inspectCommand from './cli/inspect-command.js';
-import { messageOf, VmcoreError } from './errors.js';
+import { errnoOf, ioError, messageOf, VmcoreError } from './errors.js';
 
 const EXIT_FAILED = 1;
 const EXIT_USAGE = 2;
@@ -20,21 +20,30 @@ function fail(message: string, exitCode: number): void {
 function failure(error: unknown): void {
   if (!(error instanceof VmcoreError) && process.env['VMCORE_DEBUG']) console.error(error);
   fail(
-    messageOf(error).split('\n')[0]!,
+    messageOf(error).replace(/\s*\n\s*/g, ' '),
     error instanceof VmcoreError && error.code === 'USAGE' ? EXIT_USAGE : EXIT_FAILED,
   );
 }
 
-// A reader of our summary that goes away is no reason for a stack trace.
-process.stdout.on('error', () => {});
+// A reader of our summary that goes away is no failure; a disk that is full is one. Nobody can be told that stderr
+// cannot be written, and it is no reason to leave a dump half-done.
+process.stdout.on('error', (error) => {
+  if (errnoOf(error) !== 'EPIPE') failure(ioError('WRITE', 'write stdout', error));
+});
+process.stderr.on('error', () => {});
 
 const parser = yargs(hideBin(process.argv))
   .scriptName('vmcore')
+  .parserConfiguration({ 'duplicate-arguments-array': false })
   .usage('$0 <command>\n\nTurns the memory of a virtual machine into a vmcore.')
   .command(dumpCommand as never)
   .command(inspectCommand as never)
   .demandCommand(1, 'say what to do: dump or inspect')
   .strict()
+  .example('$0 dump guest.json -o vmcore', 'dump the guest that a JSON file describes')
+  .example('$0 dump - --paging -o vmcore < fifo', 'what QEMU dumps into a FIFO, for gdb')
+  .example('$0 inspect vmcore', 'what is in it')
+  .epilogue('vmcore dump --help and vmcore inspect --help say more.')
   .help()
   .alias('help', 'h')
   .version()

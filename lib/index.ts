@@ -1,20 +1,12 @@
 /** The public API, and nothing else. */
 
-export {
-  DumpJob,
-  type DumpRequest,
-  type DumpSummary,
-  type DumpTarget,
-  dump,
-  FORMATS,
-  type Format,
-} from './dump.js';
+export { DumpJob, type DumpSummary, type DumpTarget, dump } from './dump.js';
 export { type ErrorCode, VmcoreError } from './errors.js';
 export type { ElfNote } from './formats/notes.js';
 export { encodeNote, parseNotes } from './formats/notes.js';
 export { findVmcoreinfo, parseVmcoreinfo, Vmcoreinfo } from './formats/vmcoreinfo.js';
 export type { Architecture, ChunkOptions, CpuState, Guest, Segment, SystemState } from './guest.js';
-export { inspect, type Inspection } from './inspect.js';
+export { type Inspection, inspect } from './inspect.js';
 export {
   type Backing,
   type DataRun,
@@ -22,6 +14,7 @@ export {
   type MemoryRegion,
   PhysicalMemory,
 } from './physical-memory.js';
+export { type DumpedPages, type DumpRequest, FORMATS, type Format } from './plan.js';
 export { ExtentSink, type SinkTotals } from './sinks/extent-sink.js';
 export { FdSink, type FdSinkOptions } from './sinks/fd-sink.js';
 export { FileSink, type FileSinkOptions } from './sinks/file-sink.js';

@@ -23,10 +23,13 @@ export class SlabPool {
   /**
    * @param limit     how many slabs may exist; unlimited by default, so that a consumer that never releases is safe
    * @param slabBytes size of each slab in bytes
+   * @param allocate  makes the memory of a slab; a SharedArrayBuffer of its own by default
    */
   constructor(
     readonly limit: number = Number.POSITIVE_INFINITY,
     readonly slabBytes: number = SLAB_BYTES,
+    private readonly allocate: () => Uint8Array<SharedArrayBuffer> = () =>
+      new Uint8Array(new SharedArrayBuffer(slabBytes)),
   ) {}
 
   /** Takes a slab; waits for one to be released when the pool is at its limit. */
@@ -35,7 +38,7 @@ export class SlabPool {
     if (slab) return slab;
     if (this.#made < this.limit) {
       this.#made++;
-      return { bytes: new Uint8Array(new SharedArrayBuffer(this.slabBytes)) };
+      return { bytes: this.allocate() };
     }
     return new Promise((resolve) => this.#waiting.push(resolve));
   }

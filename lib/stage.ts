@@ -24,6 +24,8 @@ export interface Chunk {
   readonly length: number;
   /** the bytes, `length` of them; absent when the run is known to be zeros (a hole of any size) */
   readonly data?: Uint8Array | undefined;
+  /** bytes of guest memory that the chunk stands for, where they are not `length`: padded to whole pages it has more */
+  readonly memory?: number | undefined;
   /** gives the bytes back to their pool; call it once, when they are needed no more */
   readonly release?: (() => void) | undefined;
 }

@@ -68,7 +68,8 @@ export function encodePages(pages: Uint8Array, codec: KdumpCodec): Pick<PageBatc
     sizes[i] = part.length;
     parts.push(part);
   }
-  return { kinds, sizes, data: Buffer.concat(parts) };
+  // As the contract has it: a batch of zero pages has no data.
+  return parts.length === 0 ? {} : { kinds, sizes, data: Buffer.concat(parts) };
 }
 
 /** Keeps all extents. */
@@ -113,4 +114,3 @@ export async function kdumpBytes(guest: Guest, options: TestDumpOptions): Promis
   await dumpKdump(guest, sink, options);
   return sink.bytes;
 }
-

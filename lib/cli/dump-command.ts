@@ -1,11 +1,12 @@
 /** `vmcore dump`: the memory of a guest into a vmcore. */
 
-import { fstatSync, statSync } from 'node:fs';
-import { open } from 'node:fs/promises';
+import { fstatSync, open, statSync } from 'node:fs';
+import { promisify } from 'node:util';
 import type { Argv } from 'yargs';
-import { type DumpSummary, type DumpTarget, dump, FORMATS, type Format } from '../dump.js';
+import { type DumpSummary, type DumpTarget, dump } from '../dump.js';
 import { ioError, VmcoreError } from '../errors.js';
 import type { MemoryBlock } from '../physical-memory.js';
+import { FORMATS, type Format } from '../plan.js';
 import { formatSize, parseSize } from '../sizes.js';
 import { openGuest } from '../sources/open.js';
 import { Interrupt } from './interrupt.js';
@@ -36,6 +37,14 @@ interface DumpArguments {
 export const command = 'dump <source>';
 export const describe = 'turn the memory of a guest into a vmcore';
 
+/** Options that take a value. */
+const TEXTS = ['output', 'begin', 'length', 'below4g', 'registers', 'vmcoreinfo'] as const;
+const VALUED = ['format', 'output', 'fd', 'begin', 'length', 'below-4g', 'registers', 'vmcoreinfo'].concat(
+  'max-mappings',
+  'max-page-tables',
+  'threads',
+);
+
 /** Declares the options. */
 export function builder(yargs: Argv): Argv {
   return yargs
@@ -58,7 +67,7 @@ export function builder(yargs: Argv): Argv {
       default: true,
       describe: 'leave zeros out of the file (--no-sparse: write them)',
     })
-    .option('sync', { type: 'boolean', default: false, describe: 'have the file on the disk before it gets its name' })
+    .option('sync', { type: 'boolean', default: false, describe: 'have it on the disk before it gets its name' })
     .option('below-4g', { type: 'string', describe: 'raw: RAM below 4 GiB (the rest begins at 4 GiB)' })
     .option('registers', { type: 'string', describe: 'raw: file with what HMP `info registers -a` prints' })
     .option('vmcoreinfo', { type: 'string', describe: 'raw: file with VMCOREINFO, text or ELF note' })
@@ -73,6 +82,7 @@ export function builder(yargs: Argv): Argv {
     })
     .option('progress', { type: 'boolean', describe: 'progress on stderr; by default when it is a terminal' })
     .option('json', { type: 'boolean', default: false, describe: 'print one JSON object at the end' })
+    .requiresArg(VALUED)
     .example('$0 dump guest.json -o vmcore', 'a guest described by a JSON file')
     .example('$0 dump raw:guest.ram --registers regs.txt --paging -o vmcore', 'a memory file and its registers')
     .example('$0 dump - -o vmcore < fifo', 'what QEMU dumps into a FIFO')

@@ -18,7 +18,13 @@ interface InspectArguments {
 /** Declares the options. */
 export function builder(yargs: Argv): Argv {
   return yargs
-    .positional('file', { type: 'string', demandOption: true, describe: 'a vmcore, or any source that dump takes' })
+    .positional('file', {
+      type: 'string',
+      demandOption: true,
+      // yargs reads a lone dash as an empty string.
+      coerce: (file: string) => file || '-',
+      describe: 'a vmcore, or any source that dump takes',
+    })
     .option('json', { type: 'boolean', default: false, describe: 'print one JSON object, with all mappings' })
     .example('$0 inspect vmcore', 'what is in it')
     .example('$0 inspect vmcore --json', 'the same for programs');

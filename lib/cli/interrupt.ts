@@ -4,6 +4,7 @@
  */
 
 import { constants } from 'node:os';
+import { VmcoreError } from '../errors.js';
 
 const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 
@@ -14,9 +15,14 @@ const PATIENCE = 3000;
 export class Interrupt {
   readonly #controller = new AbortController();
   readonly #listeners = SIGNALS.map((name) => [name, () => this.#on(name)] as const);
+  readonly #interruption: Promise<never>;
   #received: (typeof SIGNALS)[number] | null = null;
 
   constructor() {
+    this.#interruption = new Promise((_, reject) => {
+      this.signal.addEventListener('abort', () => reject(new VmcoreError('ABORTED', 'interrupted')));
+    });
+    this.#interruption.catch(() => {});
     for (const [name, listener] of this.#listeners) process.on(name, listener);
   }
 
@@ -28,6 +34,18 @@ export class Interrupt {
   /** 128 + the signal's number, as shells have it; null when none came. */
   get exitCode(): number | null {
     return this.#received && 128 + constants.signals[this.#received];
+  }
+
+  /** Waits for `work`, but no longer than until a signal comes: then it rejects, whatever becomes of `work`. */
+  race<T>(work: Promise<T>): Promise<T> {
+    return Promise.race([work, this.#interruption]);
+  }
+
+  /** Ends the process as the signal asked; what is still open, a silent stdin for one, does not keep it. */
+  exit(): void {
+    const threadBusy = process.getActiveResourcesInfo().some((resource) => resource.startsWith('FSReq'));
+    if (threadBusy) this.#die();
+    else process.exit(this.exitCode ?? 0);
   }
 
   /** Stops watching: from here on a signal ends the process. */
@@ -42,10 +60,10 @@ export class Interrupt {
     }
     this.#received = name;
     this.#controller.abort();
-    // A thread that is blocked in read(2) or write(2) cannot be called back, and would keep process.exit() waiting.
     setTimeout(() => this.#die(), PATIENCE).unref();
   }
 
+  /** A thread that is blocked in open(2), read(2) or write(2) would keep process.exit() waiting; this it cannot. */
   #die(): void {
     this.stop();
     process.kill(process.pid, this.#received ?? 'SIGINT');

@@ -18,7 +18,6 @@ export async function showProgress(job: DumpJob, show = process.stderr.isTTY ===
   const bar = new SingleBar({
     stream: process.stderr,
     fps: FRAMES,
-    hideCursor: true,
     clearOnComplete: false,
     noTTYOutput: !process.stderr.isTTY,
     notTTYSchedule: 1000,

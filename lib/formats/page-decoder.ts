@@ -72,7 +72,9 @@ function zstd(): PageDecoder | null {
 function nativeZstd(): PageDecoder | null {
   const decompress = (zlib as { zstdDecompressSync?: ZstdSync }).zstdDecompressSync;
   if (!decompress) return null;
-  return (input, into) => takeOutput(into, () => decompress(input, { maxOutputLength: into.length }));
+  return (input, into) =>
+    zstdContentSize(input) === into.length &&
+    takeOutput(into, () => decompress(input, { maxOutputLength: into.length }));
 }
 
 function portableZstd(): PageDecoder | null {
@@ -80,9 +82,31 @@ function portableZstd(): PageDecoder | null {
     const { decompress } = createRequire(import.meta.url)('fzstd') as {
       decompress(input: Uint8Array, into: Uint8Array): Uint8Array;
     };
-    // Given a buffer, it writes nothing beyond it and allocates no window of the size that a frame claims.
-    return (input, into) => takeOutput(into, () => decompress(input, new Uint8Array(into.length)));
+    // Without a buffer of ours it would allocate what the frame claims, and with one it cuts what is too long.
+    return (input, into) =>
+      zstdContentSize(input) === into.length && takeOutput(into, () => decompress(input, new Uint8Array(into.length)));
   } catch {
     return null;
   }
+}
+
+/** Magic number of a Zstandard frame (RFC 8878, 3.1.1), as it stands in the file */
+const ZSTD_MAGIC = [0x28, 0xb5, 0x2f, 0xfd] as const;
+/** Bytes of Dictionary_ID and of Frame_Content_Size, by their flags in the frame header descriptor */
+const DICTIONARY_ID_SIZES = [0, 1, 2, 4] as const;
+const CONTENT_SIZE_SIZES = [0, 2, 4, 8] as const;
+/** Single_Segment_flag: there is no Window_Descriptor, and always a Frame_Content_Size */
+const SINGLE_SEGMENT = 1 << 5;
+
+/** Frame_Content_Size of a Zstandard frame, which makedumpfile always writes; null when it is not there. */
+function zstdContentSize(input: Uint8Array): number | null {
+  if (!ZSTD_MAGIC.every((byte, i) => input[i] === byte)) return null;
+  const descriptor = input[4] ?? 0;
+  const single = (descriptor & SINGLE_SEGMENT) !== 0;
+  const size = CONTENT_SIZE_SIZES[descriptor >> 6]! || (single ? 1 : 0);
+  const at = 5 + (single ? 0 : 1) + DICTIONARY_ID_SIZES[descriptor & 3]!;
+  if (size === 0 || at + size > input.length) return null;
+  let value = 0;
+  for (let i = size - 1; i >= 0; i--) value = value * 256 + input[at + i]!;
+  return size === 2 ? value + 256 : value;
 }

@@ -12,11 +12,13 @@ export interface SinkTotals {
   written: number;
   /** bytes of zeros that were not written because the output has a hole there */
   skipped: number;
+  /** bytes of the output so far, holes included */
+  size: number;
 }
 
 /** A Writable of extents; emits `progress` whenever `totals` has grown. */
 export abstract class ExtentSink extends Sink<Extent> {
-  readonly totals: SinkTotals = { completed: 0, written: 0, skipped: 0 };
+  readonly totals: SinkTotals = { completed: 0, written: 0, skipped: 0, size: 0 };
 
   /** where the bytes go, for messages: a path, `fd 3` */
   abstract readonly target: string;
@@ -34,6 +36,7 @@ export abstract class ExtentSink extends Sink<Extent> {
     } finally {
       extent.release?.();
     }
+    this.totals.size = Math.max(this.totals.size, extent.offset + extent.length);
     this.totals.completed += extent.memory;
     this.emit('progress' as 'drain');
   }

@@ -2,10 +2,11 @@
  * Descriptor sink: a vmcore into a pipe, a socket or a file that somebody else opened.
  *
  * Bytes go where the descriptor stands, in order, as QEMU writes to its `fd:` protocol; what is between extents is
- * filled with zeros. The descriptor is left open unless asked otherwise: whoever opened it closes it.
+ * filled with zeros. For formats that need it, they go to their offsets of a file instead, counted from its beginning.
+ * The descriptor is left open unless asked otherwise: whoever opened it closes it.
  */
 
-import { close } from 'node:fs';
+import { close, constants, fstatSync, readFileSync } from 'node:fs';
 import { VmcoreError } from '../errors.js';
 import type { Extent, StageOptions } from '../stage.js';
 import { ExtentSink } from './extent-sink.js';
@@ -20,6 +21,8 @@ export interface FdSinkOptions extends StageOptions {
   readonly close?: boolean | undefined;
   /** what to call it in messages; `fd N` by default */
   readonly name?: string | undefined;
+  /** write extents at their offsets, in any order; refused for what is no regular file; false by default */
+  readonly seek?: boolean | undefined;
 }
 
 /** Writes extents, in order, to a descriptor. */
@@ -38,10 +41,12 @@ export class FdSink extends ExtentSink {
   }
 
   protected override open(): void {
+    if (this.options.seek) checkSeekable(this.fd, this.target);
     this.#pipe = PipeWriter.open(this.fd, this.target);
   }
 
   protected override async store(extent: Extent): Promise<void> {
+    if (this.options.seek) return this.#storeAt(extent);
     if (extent.offset < this.#position)
       throw new VmcoreError(
         'UNSUPPORTED',
@@ -50,6 +55,16 @@ export class FdSink extends ExtentSink {
     await this.#writeZeros(extent.offset - this.#position);
     if (extent.data) await this.#write(extent.data);
     else await this.#writeZeros(extent.length);
+  }
+
+  /** A hole is left to the file: it reads as zeros, unless the caller's file had something else there. */
+  async #storeAt({ offset, length, data }: Extent): Promise<void> {
+    if (!data) {
+      this.totals.skipped += length;
+      return;
+    }
+    await writeFully(this.fd, data, offset, this.target, this.options.signal);
+    this.totals.written += length;
   }
 
   async #writeZeros(count: number): Promise<void> {
@@ -72,5 +87,25 @@ export class FdSink extends ExtentSink {
     this.#pipe?.close();
     if (!this.options.close) return;
     return new Promise((resolve) => close(this.fd, () => resolve()));
+  }
+}
+
+/** @throws VmcoreError UNSUPPORTED, with QEMU's words, when offsets mean nothing to the descriptor */
+function checkSeekable(fd: number, target: string): void {
+  const isFile = fstatSync(fd).isFile();
+  if (!isFile || isAppendOnly(fd))
+    throw new VmcoreError(
+      'UNSUPPORTED',
+      `${target}: kdump-raw formats require a seekable file${isFile ? ' that was not opened with O_APPEND' : ''}`,
+    );
+}
+
+/** With O_APPEND, pwrite(2) ignores its offset on Linux. */
+function isAppendOnly(fd: number): boolean {
+  try {
+    const flags = /^flags:\s*([0-7]+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'latin1'))?.[1] ?? '0';
+    return (Number.parseInt(flags, 8) & constants.O_APPEND) !== 0;
+  } catch {
+    return false;
   }
 }

@@ -6,7 +6,7 @@
  */
 
 import { randomBytes } from 'node:crypto';
-import { constants } from 'node:fs';
+import { constants, unlinkSync } from 'node:fs';
 import { type FileHandle, link, lstat, open, realpath, rename, unlink } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
 import { errnoOf, ioError, VmcoreError } from '../errors.js';
@@ -37,7 +37,6 @@ export class FileSink extends ExtentSink {
   #file: FileHandle | null = null;
   #path: string;
   #partial = '';
-  #size = 0;
 
   /** @param target path of the vmcore; a symbolic link is followed */
   constructor(
@@ -48,11 +47,6 @@ export class FileSink extends ExtentSink {
     this.#path = target;
   }
 
-  /** Size of the file so far, holes included, in bytes. */
-  get size(): number {
-    return this.#size;
-  }
-
   protected override async open(): Promise<void> {
     this.#path = await this.#resolveTarget();
     this.#partial = join(dirname(this.#path), `.${basename(this.#path)}.${randomBytes(6).toString('hex')}.partial`);
@@ -61,7 +55,6 @@ export class FileSink extends ExtentSink {
   }
 
   protected override async store(extent: Extent): Promise<void> {
-    this.#size = Math.max(this.#size, extent.offset + extent.length);
     if (!extent.data) return this.#storeHole(extent);
     const runs =
       this.options.sparse === false ? [{ start: 0, end: extent.length }] : nonZeroRuns(extent.data, SMALLEST_HOLE);
@@ -95,13 +88,23 @@ export class FileSink extends ExtentSink {
   protected override async finish(): Promise<void> {
     const file = this.#file!;
     await attempt(this.target, 'write', async () => {
-      await file.truncate(this.#size);
+      await file.truncate(this.totals.size);
       if (this.options.sync) await file.sync();
       await file.close();
     });
     this.#file = null;
     await this.#publish();
     this.#partial = '';
+  }
+
+  /** A destroyed stage waits for what is under way, and the process may not live to see that end: remove it now. */
+  override _predestroy(): void {
+    if (!this.#file) return;
+    try {
+      unlinkSync(this.#partial);
+    } catch {
+      // `close` tries again.
+    }
   }
 
   protected override async close(): Promise<void> {

@@ -3,7 +3,7 @@
  * reads through a mapping and leaves every page of a tmpfs file allocated.
  */
 
-import { closeSync, fstatSync, openSync, read, readSync } from 'node:fs';
+import { closeSync, constants, fstatSync, openSync, read, readSync } from 'node:fs';
 import { ioError, VmcoreError } from '../errors.js';
 import type { Backing, DataRun } from '../physical-memory.js';
 import { seekData } from './holes.js';
@@ -25,11 +25,15 @@ export class FileBacking implements Backing {
   /** Opens a file. @throws VmcoreError READ */
   static open(path: string): FileBacking {
     try {
-      const fd = openSync(path, 'r');
-      return new FileBacking(path, fd, fstatSync(fd).size);
+      // Without O_NONBLOCK, a FIFO would wait for a writer, and the process with it.
+      const fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
+      const stat = fstatSync(fd);
+      if (!stat.isDirectory()) return new FileBacking(path, fd, stat.size);
+      closeSync(fd);
     } catch (error) {
       throw ioError('READ', `open ${path}`, error);
     }
+    throw new VmcoreError('READ', `cannot open ${path}: is a directory`);
   }
 
   readSync(offset: number, into: Uint8Array): void {
@@ -49,7 +53,10 @@ export class FileBacking implements Backing {
   }
 
   nextData(offset: number, end: number): DataRun | null {
-    return seekData(this.#fd, offset, end);
+    const run = seekData(this.#fd, offset, end);
+    // What lies behind the end of a file that has shrunk looks like a hole.
+    if (!run) this.#checkEnd(end);
+    return run;
   }
 
   close(): void {
@@ -72,6 +79,11 @@ export class FileBacking implements Backing {
     } catch (error) {
       throw ioError('READ', `read ${this.name} at byte ${offset}`, error);
     }
+  }
+
+  #checkEnd(end: number): void {
+    const { size } = fstatSync(this.#fd);
+    if (size < end) this.#checkCount(0, size, end - size);
   }
 
   /** A read that returns nothing has met the end of the file: it was cut, or has shrunk since it was opened. */

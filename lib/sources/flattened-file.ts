@@ -151,7 +151,10 @@ function readRecord(file: FileBacking, window: FileWindow, at: number): Flattene
     throw new VmcoreError('TRUNCATED', `${file.name} ends at byte ${file.size} without a flattened end record`);
   const record = decodeFlattenedRecord(window.bytes(at, FLATTENED_RECORD_SIZE));
   if (record === null)
-    throw new VmcoreError('BAD_INPUT', `${file.name}: the flattened record at byte ${at} has a negative offset or size`);
+    throw new VmcoreError(
+      'BAD_INPUT',
+      `${file.name}: the flattened record at byte ${at} has a negative offset or size`,
+    );
   if (record !== 'end' && at + FLATTENED_RECORD_SIZE + record.size > file.size)
     throw new VmcoreError(
       'TRUNCATED',

@@ -5,7 +5,7 @@
  * library that it has no use for.
  */
 
-import { closeSync, fstatSync, openSync, readSync, type Stats } from 'node:fs';
+import { closeSync, constants, fstatSync, openSync, readSync, type Stats, statSync } from 'node:fs';
 import { ioError, VmcoreError } from '../errors.js';
 import { ELFMAG } from '../formats/elf.js';
 import type { Guest } from '../guest.js';
@@ -60,8 +60,11 @@ async function openDescriptor(fd: number): Promise<Guest> {
   return (await elfStream()).openElfStream({ fd }, 'stdin');
 }
 
+/** A FIFO is opened before it has a writer: open(2) would wait for one, and the process could not be interrupted. */
+const WITHOUT_WAITING = constants.O_RDONLY | constants.O_NONBLOCK;
+
 async function openPath(path: string): Promise<Guest> {
-  const fd = attempt(path, () => openSync(path, 'r'));
+  const fd = attempt(path, () => openSync(path, statSync(path).isFIFO() ? WITHOUT_WAITING : 'r'));
   const stat = fstatSync(fd);
   if (!stat.isFile()) return openSpecial(path, fd, stat);
   const start = Buffer.alloc(64);

@@ -3,11 +3,7 @@
  * goes through a pipe. `makedumpfile -R` makes of it the file that a seekable sink would have written.
  */
 
-import {
-  encodeFlattenedEnd,
-  encodeFlattenedHeader,
-  encodeFlattenedRecord,
-} from '../formats/flattened.js';
+import { encodeFlattenedEnd, encodeFlattenedHeader, encodeFlattenedRecord } from '../formats/flattened.js';
 import { type Extent, Stage } from '../stage.js';
 
 /** Extents in; extents out whose offsets ascend without a gap. Zeros that need not be stored make no record. */

@@ -78,7 +78,8 @@ export class KdumpFramer extends Stage<PageBatch, Extent> {
       throw new VmcoreError('TRUNCATED', `the source gave ${this.#placed} of ${pageCount} pages of guest memory`);
     this.#emitBitmaps(Number.POSITIVE_INFINITY);
     this.#descriptors.flush();
-    if (this.#memory > 0) this.#emit(this.#dataOffset, new Uint8Array(0), 0);
+    // Memory of zero pages whose descriptors went out before them. An extent of no bytes, so one without data.
+    if (this.#memory > 0) this.emitItem({ offset: this.#dataOffset, length: 0, memory: this.#memory });
   }
 
   /** All pages of the layout have to come, in its order: a descriptor's place says which page it is for. */

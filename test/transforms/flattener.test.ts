@@ -59,31 +59,34 @@ t.test('an empty stream is a header and an end', async (t) => {
   t.equal((await flatten([])).bytes.length, FLATTENED_HEADER_SIZE + 16);
 });
 
-t.test('property: put together it is the file that a seekable sink writes; memory and releases are passed on', async () => {
-  const extent = fc.record({ length: fc.integer({ min: 1, max: 60 }), hole: fc.boolean(), gap: fc.nat(20) });
-  await fc.assert(
-    fc.asyncProperty(fc.array(extent, { maxLength: 12 }), fc.nat(), async (parts, seed) => {
-      let offset = 0;
-      let released = 0;
-      const extents = parts.map(({ length, hole, gap }, i): Extent => {
-        offset += gap;
-        const at = offset;
-        offset += length;
-        const data = hole ? undefined : new Uint8Array(length).fill(i + 1);
-        return { offset: at, length, data, memory: length, release: () => released++ };
-      });
-      const shuffled = extents
-        .map((item, i) => ({ item, key: (i * 7919 + seed) % 101 }))
-        .sort((a, b) => a.key - b.key)
-        .map(({ item }) => item);
-      const raw = new Collector();
-      await pipelinePromise(Readable.from(shuffled.map(({ release, ...rest }) => rest)), raw);
-      const flat = await flatten(shuffled);
-      return (
-        Buffer.compare(rearrange(flat.bytes), raw.bytes) === 0 &&
-        flat.memory === raw.memory &&
-        released === extents.length
-      );
-    }),
-  );
-});
+t.test(
+  'property: put together it is the file that a seekable sink writes; memory and releases are passed on',
+  async () => {
+    const extent = fc.record({ length: fc.integer({ min: 1, max: 60 }), hole: fc.boolean(), gap: fc.nat(20) });
+    await fc.assert(
+      fc.asyncProperty(fc.array(extent, { maxLength: 12 }), fc.nat(), async (parts, seed) => {
+        let offset = 0;
+        let released = 0;
+        const extents = parts.map(({ length, hole, gap }, i): Extent => {
+          offset += gap;
+          const at = offset;
+          offset += length;
+          const data = hole ? undefined : new Uint8Array(length).fill(i + 1);
+          return { offset: at, length, data, memory: length, release: () => released++ };
+        });
+        const shuffled = extents
+          .map((item, i) => ({ item, key: (i * 7919 + seed) % 101 }))
+          .sort((a, b) => a.key - b.key)
+          .map(({ item }) => item);
+        const raw = new Collector();
+        await pipelinePromise(Readable.from(shuffled.map(({ release, ...rest }) => rest)), raw);
+        const flat = await flatten(shuffled);
+        return (
+          Buffer.compare(rearrange(flat.bytes), raw.bytes) === 0 &&
+          flat.memory === raw.memory &&
+          released === extents.length
+        );
+      }),
+    );
+  },
+);

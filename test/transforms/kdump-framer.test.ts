@@ -68,7 +68,11 @@ t.test('a page that does not shrink is stored with flags 0', async (t) => {
 t.test('a batch is released once, when its data have been taken, or at once when it has none', async (t) => {
   let released = 0;
   const release = () => released++;
-  await frame(layoutOf([0, 6]), [batchOf(0, [1, 2], release), batchOf(2, [0, 0], release), batchOf(4, [3, 0], release)]);
+  await frame(layoutOf([0, 6]), [
+    batchOf(0, [1, 2], release),
+    batchOf(2, [0, 0], release),
+    batchOf(4, [3, 0], release),
+  ]);
   t.equal(released, 3);
 });
 
@@ -115,7 +119,9 @@ t.test('property: extents stand for all of the memory, and none overlaps another
       const layout = layoutOf(...blocks);
       const sink = await frame(layout, batches);
       const sorted = sink.extents.filter(({ length }) => length > 0).sort((a, b) => a.offset - b.offset);
-      const apart = sorted.every((extent, i) => i === 0 || sorted[i - 1]!.offset + sorted[i - 1]!.length <= extent.offset);
+      const apart = sorted.every(
+        (extent, i) => i === 0 || sorted[i - 1]!.offset + sorted[i - 1]!.length <= extent.offset,
+      );
       return apart && sink.memory === layout.memoryBytes;
     }),
     { numRuns: 60 },

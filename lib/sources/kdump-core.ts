@@ -1,0 +1,112 @@
+/**
+ * kdump-compressed vmcores as guests: those of QEMU, makedumpfile and diskdump, raw or flattened.
+ *
+ * The first bitmap says what memory there is; the second, which of its pages are in the file. A page that was left out
+ * (by makedumpfile, because it was zero, free or cache) is memory that reads as zeros; how many there are is told.
+ */
+
+import { VmcoreError } from '../errors.js';
+import { FLATTENED_HEADER_SIZE, isFlattened } from '../formats/flattened.js';
+import { splitNotes } from '../formats/notes.js';
+import type { MemoryBlock } from '../physical-memory.js';
+import { PAGE_SIZE } from '../stage.js';
+import { FileBacking } from './file-backing.js';
+import { FlattenedFile } from './flattened-file.js';
+import { KdumpBacking } from './kdump-backing.js';
+import { DEFAULT_KDUMP_LIMITS, type KdumpHeaders, type KdumpLimits, readKdumpHeaders } from './kdump-headers.js';
+import { KdumpPages } from './kdump-pages.js';
+import { MemoryGuest, type MemoryGuestFields } from './memory-guest.js';
+import { bitRuns, PageBitmap } from './page-bitmap.js';
+import type { RandomFile } from './random-file.js';
+
+/** Pages of a kdump by what the file has of them. */
+export interface KdumpPageCounts {
+  /** pages of memory */
+  readonly memory: number;
+  /** pages that are in the file, zero pages among them */
+  readonly stored: number;
+  /** pages that were left out; they read as zeros */
+  readonly excluded: number;
+}
+
+/** A guest that came from a kdump. */
+export class KdumpGuest extends MemoryGuest {
+  constructor(
+    fields: MemoryGuestFields,
+    /** what the file's headers say */
+    readonly headers: KdumpHeaders,
+    readonly pageCounts: KdumpPageCounts,
+    /** whether the file is flattened */
+    readonly flattened: boolean,
+  ) {
+    super(fields);
+  }
+}
+
+/**
+ * Opens a kdump-compressed vmcore, raw or flattened.
+ * @throws VmcoreError BAD_INPUT, TRUNCATED, LIMIT, READ; UNSUPPORTED for other machines, parts of a split dump, and
+ *         page compression that is not known
+ */
+export async function openKdump(path: string, limits: KdumpLimits = DEFAULT_KDUMP_LIMITS): Promise<KdumpGuest> {
+  const backing = FileBacking.open(path);
+  try {
+    const flattened = beginsFlattened(backing);
+    return await readKdump(flattened ? FlattenedFile.open(backing) : backing, flattened, limits);
+  } catch (error) {
+    backing.close();
+    throw error;
+  }
+}
+
+function beginsFlattened(file: FileBacking): boolean {
+  const start = new Uint8Array(Math.min(FLATTENED_HEADER_SIZE, file.size));
+  file.readSync(0, start);
+  return isFlattened(start);
+}
+
+/**
+ * Makes a guest of a kdump as it is when it is not flattened, or no longer.
+ * @param file      is closed with the guest; not when this fails
+ * @param flattened whether it came from a flattened file
+ * @throws VmcoreError as openKdump
+ */
+export async function readKdump(
+  file: RandomFile,
+  flattened: boolean,
+  limits: KdumpLimits = DEFAULT_KDUMP_LIMITS,
+): Promise<KdumpGuest> {
+  const headers = readKdumpHeaders(file, limits);
+  const { memoryBitmapOffset, storedBitmapOffset, descriptorsOffset, maxMapnr, longMode } = headers;
+  const blocks = await readBlocks(file, memoryBitmapOffset, maxMapnr, limits);
+  const stored = await PageBitmap.open(file, storedBitmapOffset, maxMapnr);
+  const backing = new KdumpBacking(file, new KdumpPages(file, stored, descriptorsOffset));
+  const { cpus, others } = splitNotes(headers.notes, longMode);
+  const fields = {
+    name: file.name,
+    arch: longMode ? 'x86_64' : 'i386',
+    regions: blocks.map((block) => ({ ...block, backing, offset: block.base })),
+    cpus,
+    notes: others,
+  } as const;
+  const memory = blocks.reduce((sum, block) => sum + block.length, 0) / PAGE_SIZE;
+  const counts = { memory, stored: stored.count, excluded: Math.max(0, memory - stored.count) };
+  return new KdumpGuest(fields, headers, counts, flattened);
+}
+
+/** The memory that the first bitmap has. */
+async function readBlocks(
+  file: RandomFile,
+  offset: number,
+  maxMapnr: number,
+  { maxBlocks }: KdumpLimits,
+): Promise<MemoryBlock[]> {
+  const blocks: MemoryBlock[] = [];
+  for await (const { start, end } of bitRuns(file, offset, maxMapnr)) {
+    if (blocks.length === maxBlocks)
+      throw new VmcoreError('LIMIT', `${file.name}: its bitmap has more than maxBlocks = ${maxBlocks} memory blocks`);
+    blocks.push({ base: start * PAGE_SIZE, length: (end - start) * PAGE_SIZE });
+  }
+  if (blocks.length === 0) throw new VmcoreError('BAD_INPUT', `${file.name} holds no memory: its bitmap is empty`);
+  return blocks;
+}

@@ -1,0 +1,87 @@
+/**
+ * Random access to the memory in a vmcore, for programs: ELF cores and kdumps, raw or flattened.
+ */
+
+import { closeSync, openSync, readSync } from 'node:fs';
+import { ioError, VmcoreError } from './errors.js';
+import { ELFMAG } from './formats/elf.js';
+import { FLATTENED_HEADER_SIZE, isFlattened } from './formats/flattened.js';
+import type { Guest } from './guest.js';
+import type { MemoryBlock, PhysicalMemory } from './physical-memory.js';
+import { openElfCore } from './sources/elf-core.js';
+import { openKdump } from './sources/kdump-core.js';
+import { isKdump } from './sources/kdump-headers.js';
+
+/** A vmcore that is open for reading. Compressed pages are kept decompressed, the last 4 MiB of them. */
+export class VmcoreReader {
+  readonly #memory: PhysicalMemory;
+
+  /** @param guest what the vmcore holds beside memory: CPUs, notes, architecture; closed with the reader */
+  constructor(readonly guest: Guest) {
+    if (!guest.memory)
+      throw new VmcoreError('UNSUPPORTED', `${guest.name} is a stream, which cannot be read at random`);
+    this.#memory = guest.memory;
+  }
+
+  /** The memory that the vmcore has, sorted by address. */
+  get blocks(): readonly MemoryBlock[] {
+    return this.guest.blocks;
+  }
+
+  /**
+   * Reads guest physical memory. Pages that makedumpfile left out read as zeros.
+   * @param paddr  guest physical address
+   * @param length number of bytes
+   * @throws VmcoreError NO_MEMORY when not all of it is memory; BAD_INPUT, TRUNCATED, READ when the file is damaged
+   */
+  read(paddr: number, length: number): Uint8Array {
+    if (!Number.isSafeInteger(paddr) || paddr < 0 || !Number.isSafeInteger(length) || length < 0)
+      throw new VmcoreError('USAGE', `${length} bytes at ${paddr}: address and length must be integers from 0 on`);
+    const last = paddr + length - 1;
+    if (length > 0 && !(this.#memory.has(paddr) && this.#memory.has(last))) throw this.#noMemory(paddr, length);
+    const bytes = new Uint8Array(length);
+    if (!this.#memory.read(paddr, bytes)) throw this.#noMemory(paddr, length);
+    return bytes;
+  }
+
+  /** Closes the file. */
+  close(): void {
+    this.guest.close();
+  }
+
+  #noMemory(paddr: number, length: number): VmcoreError {
+    return new VmcoreError(
+      'NO_MEMORY',
+      `${this.guest.name} has not all of the memory 0x${paddr.toString(16)}+0x${length.toString(16)}; 'blocks' lists what it has`,
+    );
+  }
+}
+
+/**
+ * Opens a vmcore for random access. What it is shows in its content, not in its name.
+ * @throws VmcoreError READ, BAD_INPUT and others when it is no vmcore, or none that can be read
+ */
+export async function openVmcore(path: string): Promise<VmcoreReader> {
+  return new VmcoreReader(await openByContent(path));
+}
+
+async function openByContent(path: string): Promise<Guest> {
+  const start = readStart(path);
+  if (isFlattened(start) || isKdump(start)) return openKdump(path);
+  if (ELFMAG.every((byte, i) => start[i] === byte)) return openElfCore(path);
+  throw new VmcoreError('BAD_INPUT', `${path} is neither an ELF core nor a kdump-compressed vmcore`);
+}
+
+function readStart(path: string): Uint8Array {
+  try {
+    const fd = openSync(path, 'r');
+    try {
+      const start = new Uint8Array(FLATTENED_HEADER_SIZE);
+      return start.subarray(0, readSync(fd, start, 0, start.length, 0));
+    } finally {
+      closeSync(fd);
+    }
+  } catch (error) {
+    throw ioError('READ', `read ${path}`, error);
+  }
+}

@@ -1,0 +1,211 @@
+/**
+ * Our kdumps beside QEMU's, and in the hands of the programs that read kdumps. The dumps are made by the stages of the
+ * format with a compressor of a few lines (kdump-fixture.ts): what is looked at here is everything but compression.
+ */
+
+import { execFileSync, spawnSync } from 'node:child_process';
+import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import t from 'tap';
+import { dump } from '../../lib/dump.js';
+import { decodeKdumpHeader, decodeKdumpSubHeader } from '../../lib/formats/kdump.js';
+import { findVmcoreinfo } from '../../lib/formats/vmcoreinfo.js';
+import type { Guest } from '../../lib/guest.js';
+import { FileSink } from '../../lib/sinks/file-sink.js';
+import { openGuestDescription } from '../../lib/sources/guest-description.js';
+import { type KdumpGuest, openKdump } from '../../lib/sources/kdump-core.js';
+import { KDUMP_CODECS, type KdumpCodec, planKdump } from '../../lib/transforms/kdump-layout.js';
+import { GUEST_NAMES, type GuestName, missingTools, oracleGuest } from '../guests/oracle.js';
+import { dumpKdump } from '../kdump-fixture.js';
+import { needsTools, skipUnless } from '../tools.js';
+
+const folder = mkdtempSync(join(tmpdir(), 'vmcore-oracle-'));
+t.teardown(() => rmSync(folder, { recursive: true, force: true }));
+
+/** The interpreter that has Debian's modules: not always the first `python3` there is. */
+const PYTHON = ['python3', '/usr/bin/python3'].find(
+  (python) => spawnSync(python, ['-c', 'import drgn, kdumpfile']).status === 0,
+);
+
+const noGuests = (...names: GuestName[]) => skipUnless(names.flatMap((name) => missingTools(name)));
+const noPython = skipUnless(PYTHON ? [] : ['python3 modules drgn and kdumpfile']);
+const noMakedumpfile = needsTools('makedumpfile');
+
+async function open(name: GuestName): Promise<{ guest: Guest; path(file: string): string }> {
+  const oracle = await oracleGuest(name);
+  return { guest: await openGuestDescription(oracle.path('guest.json')), path: oracle.path };
+}
+
+async function write(guest: Guest, name: string, codec: KdumpCodec, flattened = false): Promise<string> {
+  const path = join(folder, name);
+  await dumpKdump(guest, new FileSink(path, { force: true }), { codec, flattened });
+  return path;
+}
+
+/** Puts a flattened file together. */
+function rearrange(flattened: string): string {
+  const path = `${flattened}.rearranged`;
+  const stdin = openSync(flattened, 'r');
+  execFileSync('makedumpfile', ['-R', '-f', path], { stdio: [stdin, 'ignore', 'pipe'] });
+  closeSync(stdin);
+  return path;
+}
+
+/** Where two guests' memory differs first; null when it does not. What both say is a hole is not looked at. */
+async function firstDifference(a: Guest, b: Guest): Promise<number | null> {
+  for await (const { paddr, length, data, release } of a.chunks()) {
+    const other = Buffer.alloc(data ? length : 0);
+    if (data) b.memory!.read(paddr, other);
+    const differs = data && Buffer.compare(other, data) !== 0;
+    release?.();
+    if (differs) return paddr;
+  }
+  return null;
+}
+
+async function sameMemory(t: Pick<typeof import('tap').default, 'equal'>, a: Guest, b: Guest): Promise<void> {
+  const blocks = (guest: Guest) => guest.blocks.reduce((sum, { length }) => sum + length, 0);
+  t.equal(blocks(a), blocks(b), 'as much memory');
+  t.equal(await firstDifference(a, b), null, 'the same memory');
+  t.equal(await firstDifference(b, a), null, 'the same memory the other way round');
+}
+
+for (const name of GUEST_NAMES)
+  t.test(
+    `${name}: headers, bitmaps and every page are QEMU's`,
+    { skip: noGuests(name) || noMakedumpfile },
+    async (t) => {
+      const { guest, path } = await open(name);
+      const ours = await write(guest, 'ours', 'zlib');
+      const layout = planKdump(guest, { codec: 'zlib' });
+      const mine = readFileSync(ours).subarray(0, layout.descriptorsOffset);
+      const theirs = readFileSync(rearrange(path('qemu.kdump-zlib'))).subarray(0, layout.descriptorsOffset);
+
+      const { utsname, ...header } = decodeKdumpHeader(mine, layout.class);
+      const { utsname: _, ...qemuHeader } = decodeKdumpHeader(theirs, layout.class);
+      t.strictSame(header, qemuHeader, 'the main header but for utsname');
+      const { physBase, ...sub } = decodeKdumpSubHeader(mine.subarray(4096), layout.class, 6);
+      const { physBase: _qemu, ...qemuSub } = decodeKdumpSubHeader(theirs.subarray(4096), layout.class, 6);
+      t.strictSame(sub, qemuSub, 'the sub header but for phys_base');
+      t.equal(
+        Buffer.compare(bitmapsOf(mine, layout.bitmapOffset), bitmapsOf(theirs, layout.bitmapOffset)),
+        0,
+        'bitmaps',
+      );
+
+      t.ok(
+        [utsname.sysname, utsname.nodename, utsname.release, utsname.version, utsname.machine].every((s) => s !== ''),
+      );
+      const info = findVmcoreinfo(guest.notes);
+      t.equal(BigInt.asIntN(64, physBase), info?.number('phys_base') ?? 0n, 'phys_base is that of VMCOREINFO');
+      if (info) t.equal(utsname.release, info.get('OSRELEASE'));
+      if (info) t.match(utsname.version, /^#\d+ /, 'read from memory, for VMCOREINFO does not say it');
+
+      const reopened = await openKdump(ours);
+      const qemu = await openKdump(path('qemu.kdump-zlib'));
+      await sameMemory(t, reopened, guest);
+      await sameMemory(t, qemu, guest);
+      t.strictSame(reopened.cpus.length, guest.cpus.length);
+      t.strictSame(withoutRaw(qemu), withoutRaw(reopened), 'the same CPUs in both');
+      for (const each of [reopened, qemu, guest]) each.close();
+    },
+  );
+
+const bitmapsOf = (head: Buffer, offset: number) => head.subarray(offset);
+
+/** CPUs without KernelGSBase, which a description may not have, and without the descriptors that they came in. */
+function withoutRaw({ cpus }: KdumpGuest): unknown {
+  return cpus.map(({ rip, rsp, cs, longMode }) => ({ rip, rsp, cs: cs.selector, longMode }));
+}
+
+t.test(
+  'makedumpfile -R makes our raw file of our flattened one',
+  { skip: noGuests('pae') || noMakedumpfile },
+  async (t) => {
+    const { guest } = await open('pae');
+    for (const codec of KDUMP_CODECS) {
+      const raw = readFileSync(await write(guest, 'raw', codec));
+      const rearranged = readFileSync(rearrange(await write(guest, 'flattened', codec, true)));
+      t.equal(Buffer.compare(raw, rearranged), 0, codec);
+    }
+  },
+);
+
+const READ_ALL = `
+import sys, kdumpfile
+dump = kdumpfile.kdumpfile(sys.argv[1])
+assert dump.attr['arch.name'] == 'x86_64'
+memory = open(sys.argv[2], 'rb')
+for pfn in range(int(sys.argv[3])):
+    assert dump.read(kdumpfile.KDUMP_MACHPHYSADDR, pfn << 12, 4096) == memory.read(4096), hex(pfn)
+print('all equal')
+`;
+
+t.test('libkdumpfile reads every page', { skip: noGuests('linux-1cpu') || noPython }, async (t) => {
+  const { guest, path } = await open('linux-1cpu');
+  const pages = guest.blocks[0]!.length / 4096;
+  for (const codec of KDUMP_CODECS) {
+    const args = ['-c', READ_ALL, await write(guest, 'vmcore', codec), path('guest.ram'), String(pages)];
+    const run = spawnSync(PYTHON!, args, { encoding: 'utf8' });
+    // libkdumpfile is often built without Snappy.
+    if (/Unsupported compression method: snappy/.test(run.stderr)) t.pass('libkdumpfile here has no Snappy');
+    else t.match(run, { status: 0, stdout: 'all equal\n' }, `${codec}: ${run.stderr}`);
+  }
+});
+
+const READ_UTSNAME = `
+import sys, drgn
+program = drgn.Program()
+program.set_core_dump(sys.argv[1])
+assert program.flags & drgn.ProgramFlags.IS_LINUX_KERNEL
+print(program.read(int(sys.argv[2], 16), 6))
+`;
+
+t.test('drgn opens it, and reads by virtual address', { skip: noGuests('linux-1cpu') || noPython }, async (t) => {
+  const { guest } = await open('linux-1cpu');
+  const symbol = findVmcoreinfo(guest.notes)!.symbol('init_uts_ns')!.toString(16);
+  for (const codec of ['zlib', 'lzo'] as const) {
+    const run = spawnSync(PYTHON!, ['-c', READ_UTSNAME, await write(guest, 'vmcore', codec), symbol], {
+      encoding: 'utf8',
+    });
+    t.match(run, { status: 0, stdout: "b'Linux\\x00'\n" }, `${codec}: ${run.stderr}`);
+  }
+});
+
+/** Has makedumpfile leave out zero pages. */
+function refilter(input: string): { status: number | null; output: string } {
+  const output = `${input}.refiltered`;
+  const { status } = spawnSync('makedumpfile', ['-l', '-d', '1', '-f', input, output]);
+  return { status, output };
+}
+
+t.test(
+  'makedumpfile refilters it to the pages of our ELF',
+  { skip: noGuests('linux-5g') || noMakedumpfile },
+  async (t) => {
+    const { guest } = await open('linux-5g');
+    const elf = join(folder, 'elf');
+    await dump(guest, { format: 'elf' }, { file: elf, force: true }).finished;
+    const fromElf = await openKdump(refilter(elf).output);
+    const fromKdump = await openKdump(refilter(await write(guest, 'vmcore', 'lzo')).output);
+    t.strictSame(fromKdump.pageCounts, fromElf.pageCounts);
+    t.ok(fromKdump.pageCounts.stored > 10_000);
+    await sameMemory(t, fromKdump, fromElf);
+    for (const each of [guest, fromElf, fromKdump]) each.close();
+  },
+);
+
+t.test(
+  'makedumpfile cannot refilter any kdump whose memory goes on above what the kernel uses',
+  { skip: noGuests('linux-1cpu') || noMakedumpfile },
+  async (t) => {
+    // QEMU dumps the ROM below 4 GiB as memory, so max_mapnr is 2^20 pages. makedumpfile's get_mem_map() lowers its own
+    // max_mapnr to the end of the kernel's mem_map, and then copy_bitmap_file() looks for the second bitmap of the *input*
+    // behind a first one of that size. It finds the zeros in the middle of the first one, and nothing is left to write.
+    // Where RAM goes on above 4 GiB, as it does above, both ends are the same. When this test fails, they have mended it.
+    const { guest } = await open('linux-1cpu');
+    t.not(refilter(await write(guest, 'vmcore', 'lzo')).status, 0);
+    guest.close();
+  },
+);
