@@ -41,7 +41,7 @@ const parser = yargs(hideBin(process.argv))
   .demandCommand(1, 'say what to do: dump or inspect')
   .strict()
   .example('$0 dump guest.json -o vmcore', 'dump the guest that a JSON file describes')
-  .example('$0 dump - --paging -o vmcore < fifo', 'what QEMU dumps into a FIFO, for gdb')
+  .example('$0 dump - -o vmcore < fifo', 'keep what QEMU dumps into a FIFO')
   .example('$0 inspect vmcore', 'what is in it')
   .epilogue('vmcore dump --help and vmcore inspect --help say more.')
   .help()
@@ -50,7 +50,8 @@ const parser = yargs(hideBin(process.argv))
   .wrap(Math.min(100, process.stdout.columns ?? 100))
   .exitProcess(false)
   .fail((message, error) => {
-    throw error ?? new VmcoreError('USAGE', `${message}; see vmcore --help`);
+    if (error && error.name !== 'YError') throw error;
+    throw new VmcoreError('USAGE', `${message}; see vmcore --help`);
   });
 
 try {

@@ -1,5 +1,7 @@
 /** The public API, and nothing else. */
 
+export type { PageCodecName, PageEncoder } from './codecs/page-encoder.js';
+export { PortableEncoder } from './codecs/portable-encoder.js';
 export { DumpJob, type DumpSummary, type DumpTarget, dump } from './dump.js';
 export { type ErrorCode, VmcoreError } from './errors.js';
 export type { ElfNote } from './formats/notes.js';
@@ -24,9 +26,11 @@ export { openElfCore } from './sources/elf-core.js';
 export { openElfStream } from './sources/elf-stream.js';
 export { FileBacking } from './sources/file-backing.js';
 export { openGuestDescription } from './sources/guest-description.js';
+export { openKdump } from './sources/kdump-core.js';
+export { openKdumpStream } from './sources/kdump-stream.js';
 export { MemoryGuest, type MemoryGuestFields } from './sources/memory-guest.js';
 export { MemorySource } from './sources/memory-source.js';
-export { type OpenGuestOptions, openGuest } from './sources/open.js';
+export { type OpenGuestOptions, openGuest, openStream } from './sources/open.js';
 export { openRawMemory } from './sources/raw-memory.js';
 export { parseRegisters } from './sources/registers.js';
 export {
@@ -43,6 +47,12 @@ export {
 export { ByteStream } from './transforms/byte-stream.js';
 export { ElfFramer } from './transforms/elf-framer.js';
 export { type ElfLayout, type ElfLayoutOptions, planElf } from './transforms/elf-layout.js';
+export { Flattener } from './transforms/flattener.js';
+export { KdumpFramer } from './transforms/kdump-framer.js';
+export { type KdumpLayout, type KdumpLayoutOptions, planKdump } from './transforms/kdump-layout.js';
 export type { Mapping } from './transforms/mapping-list.js';
 export { type ResolveOptions, resolveMappings, translate } from './transforms/mapping-resolver.js';
+export { PageAligner } from './transforms/page-aligner.js';
+export { PageCompressor, type PageCounts } from './transforms/page-compressor.js';
 export { RangeFilter } from './transforms/range-filter.js';
+export { openVmcore, VmcoreReader } from './vmcore-reader.js';

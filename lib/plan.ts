@@ -155,7 +155,11 @@ async function planKdumpDump(
   };
 }
 
-async function openEncoder(codec: KdumpCodec, { level }: DumpRequest): Promise<PageEncoder> {
-  const { PortableEncoder } = await import('./codecs/portable-encoder.js');
-  return new PortableEncoder(codec, level);
+async function openEncoder(codec: KdumpCodec, { codec: kind, threads, level }: DumpRequest): Promise<PageEncoder> {
+  if (kind === 'portable') {
+    const { PortableEncoder } = await import('./codecs/portable-encoder.js');
+    return new PortableEncoder(codec, level);
+  }
+  const { KernelEncoder } = await import('./codecs/kernel-encoder.js');
+  return KernelEncoder.open(codec, { threads, level });
 }

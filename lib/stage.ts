@@ -84,7 +84,7 @@ export const PAGE_SIZE = 4096;
 /** What a stage buffers before it pushes back, in bytes of memory that is pinned. */
 const STAGE_BUFFER_BYTES = 2 << 20;
 
-/** What a hole counts for: it pins nothing, but a sparse guest must not queue without bound. */
+/** What an item without bytes counts for: it pins nothing, but must not queue without bound, and streamx drops a 0. */
 const HOLE_WEIGHT = 4096;
 
 /** Options that every stage takes. */
@@ -96,7 +96,7 @@ export interface StageOptions {
 function streamOptions(options: StageOptions) {
   return {
     highWaterMark: STAGE_BUFFER_BYTES,
-    byteLength: (item: unknown) => (item as Partial<Chunk>).data?.byteLength ?? HOLE_WEIGHT,
+    byteLength: (item: unknown) => (item as Partial<Chunk>).data?.byteLength || HOLE_WEIGHT,
     ...(options.signal ? { signal: options.signal } : {}),
   };
 }

@@ -2,15 +2,10 @@
  * Random access to the memory in a vmcore, for programs: ELF cores and kdumps, raw or flattened.
  */
 
-import { closeSync, openSync, readSync } from 'node:fs';
-import { ioError, VmcoreError } from './errors.js';
-import { ELFMAG } from './formats/elf.js';
-import { FLATTENED_HEADER_SIZE, isFlattened } from './formats/flattened.js';
+import { VmcoreError } from './errors.js';
 import type { Guest } from './guest.js';
 import type { MemoryBlock, PhysicalMemory } from './physical-memory.js';
-import { openElfCore } from './sources/elf-core.js';
-import { openKdump } from './sources/kdump-core.js';
-import { isKdump } from './sources/kdump-headers.js';
+import { openGuest } from './sources/open.js';
 
 /** A vmcore that is open for reading. Compressed pages are kept decompressed, the last 4 MiB of them. */
 export class VmcoreReader {
@@ -59,29 +54,14 @@ export class VmcoreReader {
 
 /**
  * Opens a vmcore for random access. What it is shows in its content, not in its name.
- * @throws VmcoreError READ, BAD_INPUT and others when it is no vmcore, or none that can be read
+ * @throws VmcoreError READ, BAD_INPUT and others when it is no vmcore, or none that can be read at random
  */
 export async function openVmcore(path: string): Promise<VmcoreReader> {
-  return new VmcoreReader(await openByContent(path));
-}
-
-async function openByContent(path: string): Promise<Guest> {
-  const start = readStart(path);
-  if (isFlattened(start) || isKdump(start)) return openKdump(path);
-  if (ELFMAG.every((byte, i) => start[i] === byte)) return openElfCore(path);
-  throw new VmcoreError('BAD_INPUT', `${path} is neither an ELF core nor a kdump-compressed vmcore`);
-}
-
-function readStart(path: string): Uint8Array {
+  const guest = await openGuest(path);
   try {
-    const fd = openSync(path, 'r');
-    try {
-      const start = new Uint8Array(FLATTENED_HEADER_SIZE);
-      return start.subarray(0, readSync(fd, start, 0, start.length, 0));
-    } finally {
-      closeSync(fd);
-    }
+    return new VmcoreReader(guest);
   } catch (error) {
-    throw ioError('READ', `read ${path}`, error);
+    guest.close();
+    throw error;
   }
 }

@@ -5,6 +5,7 @@ import { promisify } from 'node:util';
 import type { Argv } from 'yargs';
 import { type DumpSummary, type DumpTarget, dump } from '../dump.js';
 import { ioError, VmcoreError } from '../errors.js';
+import type { Guest } from '../guest.js';
 import type { MemoryBlock } from '../physical-memory.js';
 import { FORMATS, type Format } from '../plan.js';
 import { formatSize, parseSize } from '../sizes.js';
@@ -30,6 +31,8 @@ interface DumpArguments {
   maxMappings?: number;
   maxPageTables?: number;
   threads?: number;
+  codec?: 'fast' | 'portable';
+  level?: number;
   progress?: boolean;
   json: boolean;
 }
@@ -37,13 +40,9 @@ interface DumpArguments {
 export const command = 'dump <source>';
 export const describe = 'turn the memory of a guest into a vmcore';
 
-/** Options that take a value. */
-const TEXTS = ['output', 'begin', 'length', 'below4g', 'registers', 'vmcoreinfo'] as const;
-const VALUED = ['format', 'output', 'fd', 'begin', 'length', 'below-4g', 'registers', 'vmcoreinfo'].concat(
-  'max-mappings',
-  'max-page-tables',
-  'threads',
-);
+/** Options that take a text, and those that take a number. */
+const TEXTS = ['format', 'output', 'begin', 'length', 'below-4g', 'registers', 'vmcoreinfo'] as const;
+const NUMBERS = ['fd', 'max-mappings', 'max-page-tables', 'threads', 'level'] as const;
 
 /** Declares the options. */
 export function builder(yargs: Argv): Argv {
@@ -76,13 +75,18 @@ export function builder(yargs: Argv): Argv {
       describe: 'paging: bound on mappings, for guests that cannot be trusted',
     })
     .option('max-page-tables', { type: 'number', describe: 'paging: bound on page tables that are read' })
+    .option('codec', {
+      choices: ['fast', 'portable'] as const,
+      describe: 'kdump: WebAssembly in threads, or plain JavaScript in one',
+    })
+    .option('level', { type: 'number', describe: 'kdump-zlib: 1 is fast, more is smaller' })
     .option('threads', {
       type: 'number',
       describe: 'worker threads of formats that compress (elf has nothing to compress)',
     })
     .option('progress', { type: 'boolean', describe: 'progress on stderr; by default when it is a terminal' })
     .option('json', { type: 'boolean', default: false, describe: 'print one JSON object at the end' })
-    .requiresArg(VALUED)
+    .requiresArg([...TEXTS, ...NUMBERS])
     .example('$0 dump guest.json -o vmcore', 'a guest described by a JSON file')
     .example('$0 dump raw:guest.ram --registers regs.txt --paging -o vmcore', 'a memory file and its registers')
     .example('$0 dump - -o vmcore < fifo', 'what QEMU dumps into a FIFO')
@@ -92,42 +96,72 @@ export function builder(yargs: Argv): Argv {
 
 /** Runs the command. */
 export async function handler(args: DumpArguments): Promise<void> {
-  checkCounts(args);
+  checkTexts(args);
+  checkNumbers(args);
   const range = rangeOf(args);
   const interrupt = new Interrupt();
   try {
-    const target = await targetOf(args);
-    const guest = await openGuest(args.source, {
-      below4g: args.below4g === undefined ? undefined : parseSize(args.below4g, '--below-4g'),
-      registers: args.registers,
-      vmcoreinfo: args.vmcoreinfo,
-    });
+    const target = await interrupt.race(targetOf(args));
+    const guest = await interrupt.race(
+      openGuest(args.source, {
+        below4g: args.below4g === undefined ? undefined : parseSize(args.below4g, '--below-4g'),
+        registers: args.registers,
+        vmcoreinfo: args.vmcoreinfo,
+      }),
+    );
     try {
+      checkRegisters(guest, args);
       const request = { ...args, range };
       const job = dump(guest, request, target, interrupt.signal);
-      job.on('warning', (text) => process.stderr.write(`vmcore: warning: ${text}\n`));
+      job.on('warning', warn);
       const endProgress = await showProgress(job, args.progress);
       const summary = await job.finished.finally(endProgress);
-      report(summary, args.json, 'fd' in target && target.fd === 1);
+      report(summary, args.json, target.fd !== undefined && isStdout(target.fd));
     } finally {
       guest.close();
     }
   } catch (error) {
     if (interrupt.exitCode === null) throw error;
-    process.exitCode = interrupt.exitCode;
+    await interrupt.exit();
   } finally {
     interrupt.stop();
   }
 }
 
-function checkCounts(args: DumpArguments): void {
-  for (const [name, value] of [
-    ['--max-mappings', args.maxMappings],
-    ['--max-page-tables', args.maxPageTables],
-    ['--threads', args.threads],
-  ] as const)
-    if (value !== undefined && !(Number.isSafeInteger(value) && value > 0))
-      throw new VmcoreError('USAGE', `${name} takes a whole number above 0`);
+function warn(text: string): void {
+  process.stderr.write(`vmcore: warning: ${text}\n`);
+}
+
+/** `-o ''`, and `--no-output`, which yargs makes of every option. */
+function checkTexts(args: DumpArguments): void {
+  const values = args as unknown as Readonly<Record<string, unknown>>;
+  for (const name of TEXTS)
+    if (values[name] !== undefined && (typeof values[name] !== 'string' || values[name] === ''))
+      throw new VmcoreError('USAGE', `--${name} needs a value`);
+}
+
+function checkNumbers({ fd, maxMappings, maxPageTables, threads, level }: DumpArguments): void {
+  checkNumber('--fd', fd, 0);
+  checkNumber('--max-mappings', maxMappings, 1);
+  checkNumber('--max-page-tables', maxPageTables, 1);
+  checkNumber('--threads', threads, 1);
+  checkNumber('--level', level, 1);
+}
+
+function checkNumber(name: string, value: number | undefined, smallest: number): void {
+  if (value !== undefined && !(Number.isSafeInteger(value) && value >= smallest))
+    throw new VmcoreError('USAGE', `${name} takes a whole number from ${smallest} on`);
+}
+
+/** Raw memory knows no registers unless told: what is asked of them is refused, and that there are none is said. */
+function checkRegisters(guest: Guest, { source, registers, paging }: DumpArguments): void {
+  if (guest.cpus.length > 0) return;
+  const isRaw = source.startsWith('raw:') && registers === undefined;
+  if (isRaw && paging)
+    throw new VmcoreError('USAGE', `--paging needs the CPU registers of ${guest.name}: give --registers FILE`);
+  // Paging will be refused for other sources as well; one line is enough.
+  if (!paging)
+    warn(`${guest.name} comes without CPU registers, and so will the vmcore${isRaw ? '; give --registers FILE' : ''}`);
 }
 
 function rangeOf({ begin, length }: DumpArguments): MemoryBlock | undefined {
@@ -139,7 +173,9 @@ function rangeOf({ begin, length }: DumpArguments): MemoryBlock | undefined {
   return range;
 }
 
-async function targetOf(args: DumpArguments): Promise<DumpTarget & { fd?: number }> {
+type Target = DumpTarget & { readonly fd?: number };
+
+async function targetOf(args: DumpArguments): Promise<Target> {
   if ((args.output === undefined) === (args.fd === undefined))
     throw new VmcoreError('USAGE', 'say where to: one of -o FILE, -o - (stdout) and --fd N');
   if (args.fd !== undefined) return descriptorTarget(args.fd, `fd ${args.fd}`);
@@ -163,15 +199,22 @@ function stdoutTarget(): DumpTarget & { fd: number } {
 }
 
 /** A path of a FIFO or device is written to as it is; everything else becomes a file. */
-async function fileTarget(path: string, { force, sparse, sync }: DumpArguments): Promise<DumpTarget & { fd?: number }> {
-  const stat = statSync(path, { throwIfNoEntry: false });
-  if (!stat || stat.isFile() || stat.isDirectory()) return { file: path, force, sparse, sync };
+async function fileTarget(path: string, { force, sparse, sync }: DumpArguments): Promise<Target> {
   try {
-    const file = await open(path, 'w');
-    return { fd: file.fd, name: path };
+    const stat = statSync(path, { throwIfNoEntry: false });
+    if (!stat || stat.isFile() || stat.isDirectory()) return { file: path, force, sparse, sync };
+    // Not a FileHandle, which closes its descriptor when it is collected as garbage.
+    return { fd: await promisify(open)(path, 'w'), name: path };
   } catch (error) {
     throw ioError('WRITE', `open ${path}`, error);
   }
+}
+
+/** Whether a descriptor is stdout by another name: `--fd 3 3>&1`, `-o /dev/stdout`. */
+function isStdout(fd: number): boolean {
+  if (fd === 1) return true;
+  const [mine, stdout] = [fstatSync(fd), fstatSync(1)];
+  return !mine.isCharacterDevice() && mine.dev === stdout.dev && mine.ino === stdout.ino;
 }
 
 /** Prints what was made; never among the bytes of a vmcore on stdout. */

@@ -4,12 +4,22 @@
  */
 
 import { constants } from 'node:os';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { VmcoreError } from '../errors.js';
 
 const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 
 /** How long cleaning up may take before the process ends regardless, in milliseconds. */
 const PATIENCE = 3000;
+
+/** How long a file may take to be closed when all else is done, and how often to look, in milliseconds. */
+const GRACE = 1000;
+const STEP = 10;
+
+/** Whether a thread of Node's is in a system call. */
+function threadBusy(): boolean {
+  return process.getActiveResourcesInfo().some((resource) => resource.startsWith('FSReq'));
+}
 
 /** Watches for signals until `stop` is called. */
 export class Interrupt {
@@ -42,9 +52,9 @@ export class Interrupt {
   }
 
   /** Ends the process as the signal asked; what is still open, a silent stdin for one, does not keep it. */
-  exit(): void {
-    const threadBusy = process.getActiveResourcesInfo().some((resource) => resource.startsWith('FSReq'));
-    if (threadBusy) this.#die();
+  async exit(): Promise<void> {
+    for (let waited = 0; waited < GRACE && threadBusy(); waited += STEP) await sleep(STEP);
+    if (threadBusy()) this.#die();
     else process.exit(this.exitCode ?? 0);
   }
 

@@ -20,16 +20,67 @@ export interface ByteInput {
 }
 
 /** What can be read as a stream: anything async iterable (a Node or streamx Readable), or an open file descriptor. */
-export type ByteSource = AsyncIterable<Uint8Array> | { readonly fd: number };
+export type ByteSource = AsyncIterable<Uint8Array> | { readonly fd: number } | ByteInput;
 
 /**
  * @param source a descriptor stays open when the input is closed; an iterable is asked to `return`
  * @throws VmcoreError READ when the descriptor is not open
  */
 export function openByteInput(source: ByteSource, name: string): ByteInput {
+  if ('readSome' in source) return source;
   if (!('fd' in source) || Symbol.asyncIterator in source)
     return new IterableInput(source as AsyncIterable<Uint8Array>, name);
   return isPipe(source.fd, name) ? new PipeInput(source.fd, name) : new FileInput(source.fd, name);
+}
+
+/** An input whose first bytes have been looked at, and come again. */
+export class PeekedInput implements ByteInput {
+  readonly #input: ByteInput;
+  readonly #onClose: () => void;
+  #left: Uint8Array;
+
+  private constructor(
+    input: ByteInput,
+    /** the first bytes; fewer than asked for when the input is shorter */
+    readonly start: Uint8Array,
+    onClose: () => void,
+  ) {
+    this.#input = input;
+    this.#onClose = onClose;
+    this.#left = start;
+  }
+
+  /**
+   * Looks at the first `count` bytes.
+   * @param onClose called when the input is closed, once: closes what was opened for it
+   * @throws VmcoreError READ
+   */
+  static async open(source: ByteSource, name: string, count: number, onClose = () => {}): Promise<PeekedInput> {
+    const input = openByteInput(source, name);
+    const start = new Uint8Array(count);
+    let length = 0;
+    try {
+      for (let got = -1; got !== 0 && length < count; length += got) got = await input.readSome(start.subarray(length));
+    } catch (error) {
+      input.close();
+      onClose();
+      throw error;
+    }
+    return new PeekedInput(input, start.subarray(0, length), onClose);
+  }
+
+  async readSome(into: Uint8Array): Promise<number> {
+    if (this.#left.length === 0) return this.#input.readSome(into);
+    const part = this.#left.subarray(0, into.length);
+    into.set(part);
+    this.#left = this.#left.subarray(part.length);
+    return part.length;
+  }
+
+  close(): void {
+    this.#input.close();
+    this.#onClose();
+  }
 }
 
 function isPipe(fd: number, name: string): boolean {

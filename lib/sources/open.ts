@@ -8,8 +8,11 @@
 import { closeSync, constants, fstatSync, openSync, readSync, type Stats, statSync } from 'node:fs';
 import { ioError, VmcoreError } from '../errors.js';
 import { ELFMAG } from '../formats/elf.js';
+import { FLATTENED_SIGNATURE } from '../formats/flattened.js';
+import { DISKDUMP_SIGNATURE, KDUMP_SIGNATURE } from '../formats/kdump.js';
 import type { Guest } from '../guest.js';
 import { parseSize } from '../sizes.js';
+import { type ByteSource, PeekedInput } from './byte-input.js';
 
 /** What a raw memory file does not say of itself. */
 export interface OpenGuestOptions {
@@ -23,16 +26,17 @@ export interface OpenGuestOptions {
 
 /** What the first bytes of files are that are known, but no guest can be made of. */
 const FOREIGN_MAGIC: readonly (readonly [string, string])[] = [
-  ['KDUMP   ', 'a kdump-compressed vmcore, which cannot be read yet'],
-  ['makedumpfile', 'a flattened kdump vmcore, which cannot be read yet'],
   ['PAGEDU', 'a Windows crash dump, which cannot be read yet'],
   ['\x1f\x8b', 'gzip-compressed; decompress it first, for example `zcat FILE | vmcore dump -`'],
   ['(\xb5/\xfd', 'zstd-compressed; decompress it first, for example `zstdcat FILE | vmcore dump -`'],
 ];
 
+/** Bytes that tell what a file is. */
+const START_BYTES = 64;
+
 /**
  * Opens a guest.
- * @param source a guest description (JSON), an ELF core, `raw:FILE`, `-` (an ELF core on stdin), or `demo:`
+ * @param source a guest description (JSON), a vmcore (ELF core or kdump), `raw:FILE`, `-` (a vmcore on stdin), or `demo:`
  * @throws VmcoreError when it cannot be read or is nothing that is known
  */
 export async function openGuest(source: string, options: OpenGuestOptions = {}): Promise<Guest> {
@@ -52,12 +56,13 @@ const raw = () => import('./raw-memory.js');
 const demo = () => import('./demo.js');
 const elfCore = () => import('./elf-core.js');
 const elfStream = () => import('./elf-stream.js');
+const kdumpCore = () => import('./kdump-core.js');
+const kdumpStream = () => import('./kdump-stream.js');
 const description = () => import('./guest-description.js');
 
 /** What stdin is decides: a file can seek, all else is a stream. */
 async function openDescriptor(fd: number): Promise<Guest> {
-  if (fstatSync(fd).isFile()) return (await elfCore()).openElfCore(`/proc/self/fd/${fd}`);
-  return (await elfStream()).openElfStream({ fd }, 'stdin');
+  return fstatSync(fd).isFile() ? openPath(`/proc/self/fd/${fd}`) : openStream({ fd }, 'stdin');
 }
 
 /** A FIFO is opened before it has a writer: open(2) would wait for one, and the process could not be interrupted. */
@@ -67,28 +72,57 @@ async function openPath(path: string): Promise<Guest> {
   const fd = attempt(path, () => openSync(path, statSync(path).isFIFO() ? WITHOUT_WAITING : 'r'));
   const stat = fstatSync(fd);
   if (!stat.isFile()) return openSpecial(path, fd, stat);
-  const start = Buffer.alloc(64);
+  const start = Buffer.alloc(START_BYTES);
   const length = attempt(path, () => readSync(fd, start, 0, start.length, 0));
   closeSync(fd);
   return openByContent(path, start.subarray(0, length));
 }
 
 async function openSpecial(path: string, fd: number, stat: Stats): Promise<Guest> {
-  if (!stat.isDirectory()) return (await elfStream()).openElfStream({ fd }, path);
+  if (!stat.isDirectory()) return openStream({ fd }, path, () => closeSync(fd));
   closeSync(fd);
   throw new VmcoreError('READ', `cannot read ${path}: is a directory`);
 }
 
-async function openByContent(path: string, start: Buffer): Promise<Guest> {
-  if (ELFMAG.every((byte, i) => start[i] === byte)) return (await elfCore()).openElfCore(path);
-  if (/^\ufeff?\s*\{/.test(start.toString('utf8'))) return (await description()).openGuestDescription(path);
-  const foreign = FOREIGN_MAGIC.find(([magic]) => start.toString('latin1').startsWith(magic));
-  throw new VmcoreError(
-    'BAD_INPUT',
-    foreign
-      ? `${path} is ${foreign[1]}`
-      : `${path} is neither an ELF core nor a guest description (JSON); for raw memory say raw:${path}`,
+async function openByContent(path: string, start: Uint8Array): Promise<Guest> {
+  if (isElf(start)) return (await elfCore()).openElfCore(path);
+  if (isKdumpFile(start)) return (await kdumpCore()).openKdump(path);
+  if (/^\ufeff?\s*\{/.test(Buffer.from(start).toString('utf8')))
+    return (await description()).openGuestDescription(path);
+  throw unknownKind(
+    path,
+    start,
+    `${path} is neither a vmcore (ELF, kdump) nor a guest description (JSON); for raw memory say raw:${path}`,
   );
+}
+
+/**
+ * Opens a vmcore that is a stream: ELF in one pass, kdump through a temporary file.
+ * @param name    what to call it in messages
+ * @param onClose called when the stream is needed no more
+ * @throws VmcoreError
+ */
+export async function openStream(source: ByteSource, name: string, onClose?: () => void): Promise<Guest> {
+  const input = await PeekedInput.open(source, name, START_BYTES, onClose);
+  if (isElf(input.start)) return (await elfStream()).openElfStream(input, name);
+  if (isKdumpFile(input.start)) return (await kdumpStream()).openKdumpStream(input, name);
+  input.close();
+  throw unknownKind(name, input.start, `${name} is not a vmcore (ELF, kdump)`);
+}
+
+function isElf(start: Uint8Array): boolean {
+  return ELFMAG.every((byte, i) => start[i] === byte);
+}
+
+function isKdumpFile(start: Uint8Array): boolean {
+  const text = Buffer.from(start).toString('latin1');
+  return [KDUMP_SIGNATURE, DISKDUMP_SIGNATURE, FLATTENED_SIGNATURE].some((signature) => text.startsWith(signature));
+}
+
+function unknownKind(name: string, start: Uint8Array, message: string): VmcoreError {
+  if (start.length === 0) return new VmcoreError('BAD_INPUT', `${name} is empty`);
+  const foreign = FOREIGN_MAGIC.find(([magic]) => Buffer.from(start).toString('latin1').startsWith(magic));
+  return new VmcoreError('BAD_INPUT', foreign ? `${name} is ${foreign[1]}` : message);
 }
 
 function attempt<T>(path: string, work: () => T): T {

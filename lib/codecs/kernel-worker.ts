@@ -1,0 +1,13 @@
+/** What runs in a KernelThread: the page kernel, one job at a time. */
+
+import { parentPort, workerData } from 'node:worker_threads';
+import { instantiateKernel } from '../kernel/kernel.js';
+import type { KernelJob, KernelThreadData } from './kernel-thread.js';
+
+const { module, memory, codec, level, scratch } = workerData as KernelThreadData;
+const kernel = instantiateKernel(module, memory);
+kernel.init(scratch);
+
+parentPort!.on('message', ({ pages, count, out, table }: KernelJob) => {
+  parentPort!.postMessage(kernel.encodeBatch(codec, pages, count, out, table, scratch, level));
+});

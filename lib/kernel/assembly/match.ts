@@ -1,0 +1,50 @@
+// What LZO and Snappy share: both look for the latest place whose four bytes hash alike, take the match if the bytes are
+// alike, too, and copy what lies between matches. Deflate has a finder of its own (parse.ts), since it can afford one.
+
+/** Slots of the hash table: 2^12 of them, one for each place of a page. */
+const HASH_BITS: u32 = 12;
+export const PLACES_BYTES: usize = 2 << HASH_BITS;
+
+/** 2^32 divided by the golden ratio: spreads the low bytes of a product over its high bits. */
+export const HASH_FACTOR: u32 = 0x9e3779b1;
+
+/** Bytes at the end of a page where no match is looked for, so that loads of words and their hashes stay inside. */
+export const TAIL_BYTES: usize = 12;
+
+/** A page shorter than this is all literals. */
+export const SHORTEST_INPUT: usize = 16;
+
+/** Every 32 bytes without a match, look at one place fewer: data without matches is passed over ever faster. */
+export const SKIP_SHIFT: u32 = 5;
+
+// @ts-ignore: decorator
+@inline
+export function placeSlot(places: usize, word: u32): usize {
+  return places + (<usize>((word * HASH_FACTOR) >>> (32 - HASH_BITS)) << 1);
+}
+
+/** How many bytes from `at` equal those from `earlier`, up to `end`. Reads up to 7 bytes past `end`. */
+// @ts-ignore: decorator
+@inline
+export function equalBytes(at: usize, earlier: usize, end: usize): usize {
+  const distance = at - earlier;
+  let p = at;
+  while (p < end) {
+    const difference = load<u64>(p) ^ load<u64>(p - distance);
+    if (difference) {
+      p += <usize>(ctz(difference) >>> 3);
+      break;
+    }
+    p += 8;
+  }
+  return (p < end ? p : end) - at;
+}
+
+/** Copies `count` > 0 bytes, 16 at a time: reads and writes up to 15 bytes more. Gives the end of the copy. */
+// @ts-ignore: decorator
+@inline
+export function copyLiterals(from: usize, to: usize, count: usize): usize {
+  v128.store(to, v128.load(from));
+  for (let done: usize = 16; done < count; done += 16) v128.store(to + done, v128.load(from + done));
+  return to + count;
+}
