@@ -1,0 +1,79 @@
+/**
+ * kdump: us against QEMU's own dump and makedumpfile, on one paused Linux guest, in one run, to tmpfs.
+ *
+ *   npm run bench:kdump
+ */
+
+import { mkdtempSync, rmSync, statSync } from 'node:fs';
+import { join } from 'node:path';
+import { roomyFolder } from '../test/guests/qemu.js';
+import { bootFullLinux } from './linux-guest.js';
+import { bestOf, heading, type Measurement, measure, measureProcess, row } from './measure.js';
+
+const CLI = new URL('../lib/cli.js', import.meta.url).pathname;
+const MIB = 1 << 20;
+const GIB = 2 ** 30;
+const RUNS = 3;
+
+interface Result {
+  readonly measurement: Measurement;
+  readonly bytes: number;
+}
+
+const folder = mkdtempSync(join(roomyFolder(3 * GIB), 'vmcore-bench-'));
+const out = join(folder, 'out');
+
+async function once(run: () => Promise<Measurement>, file = out): Promise<Result> {
+  const measurement = await bestOf(RUNS, () => {
+    rmSync(file, { force: true });
+    return run();
+  });
+  return { measurement, bytes: statSync(file).size };
+}
+
+try {
+  const { qemu, source, nonZeroBytes } = await bootFullLinux(folder, 2 * GIB, 510 * MIB);
+  try {
+    const ours = (format: string, ...more: string[]) =>
+      once(() => measure([process.execPath, CLI, 'dump', ...source, '-f', format, '-o', out, ...more]));
+    const elf = join(folder, 'elf');
+    await measure([process.execPath, CLI, 'dump', ...source, '-o', elf]);
+    const makedumpfile = (flag: string) => once(() => measure(['makedumpfile', flag, '-d', '1', elf, out]));
+
+    const zlib = await ours('kdump-zlib');
+    const rawZlib = await ours('kdump-raw-zlib');
+    const denserZlib = await ours('kdump-raw-zlib', '--level', '2');
+    const lzo = await ours('kdump-raw-lzo');
+    const snappy = await ours('kdump-raw-snappy');
+    const oneThread = await ours('kdump-raw-zlib', '--threads', '1');
+    const mdZlib = await makedumpfile('-c');
+    const mdLzo = await makedumpfile('-l');
+    // QEMU comes last: its dump leaves the memory file without holes.
+    const own = await once(() =>
+      measureProcess(qemu.pid, () => qemu.dump({ paging: false, file: out, format: 'kdump-zlib' })),
+    );
+
+    const line = (name: string, { measurement, bytes }: Result, peer?: Result) =>
+      console.log(
+        `${row(name, measurement, peer?.measurement)}  ${(bytes / MIB).toFixed(0).padStart(5)} MiB${
+          peer ? `  ${((100 * bytes) / peer.bytes).toFixed(1)} %` : ''
+        }`,
+      );
+    console.log(`guest of 2 GiB, ${(nonZeroBytes / MIB).toFixed(0)} MiB of it not zero; in ${folder}\n`);
+    console.log(`${heading('QEMU')}   size`);
+    line('QEMU, kdump-zlib', own);
+    line('vmcore, kdump-zlib (aim 0.25, 101 %)', zlib, own);
+    line('vmcore, kdump-raw-zlib', rawZlib, own);
+    line('vmcore, kdump-raw-zlib, one thread', oneThread, own);
+    line('vmcore, kdump-raw-zlib, --level 2', denserZlib, own);
+    line('makedumpfile -c -d 1', mdZlib, own);
+    console.log(`\n${heading('makedumpfile')}   size`);
+    line('makedumpfile -l -d 1', mdLzo);
+    line('vmcore, kdump-raw-lzo (aim 0.40)', lzo, mdLzo);
+    line('vmcore, kdump-raw-snappy', snappy, mdLzo);
+  } finally {
+    await qemu.quit();
+  }
+} finally {
+  rmSync(folder, { recursive: true, force: true });
+}

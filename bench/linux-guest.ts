@@ -1,0 +1,84 @@
+/**
+ * A paused Linux guest under QEMU whose memory is as full as that of a machine in use: its free memory is overwritten,
+ * from the host, with the files of this machine, which is what a page cache would have there.
+ */
+
+import { closeSync, openSync, readdirSync, readFileSync, readSync, statSync, writeFileSync, writeSync } from 'node:fs';
+import { join } from 'node:path';
+import { nonZeroRuns } from '../lib/zeros.js';
+import { readElf } from '../test/guests/elf-oracle.js';
+import { bootLinux, linuxKernel } from '../test/guests/linux.js';
+import { cacheFolder } from '../test/guests/places.js';
+import type { Qemu } from '../test/guests/qemu.js';
+
+const MIB = 1 << 20;
+
+/** A paused guest, and how to dump it with us. */
+export interface LinuxGuest {
+  readonly qemu: Qemu;
+  /** arguments for `vmcore dump` */
+  readonly source: readonly string[];
+  /** bytes of memory that are not zero */
+  readonly nonZeroBytes: number;
+}
+
+/** Boots, fills and describes a guest. Its files go to `folder`. */
+export async function bootFullLinux(folder: string, memory: number, filled: number): Promise<LinuxGuest> {
+  const qemu = await bootLinux(await linuxKernel(cacheFolder()), {
+    machine: 'pc',
+    memory,
+    cpu: 'max,la57=off',
+    args: ['-device', 'vmcoreinfo'],
+    base: folder,
+  });
+  await qemu.stop();
+  const nonZeroBytes = fillFreeMemory(qemu.ramFile, memory, filled);
+  const registers = join(folder, 'registers.txt');
+  writeFileSync(registers, await qemu.hmp('info registers -a'));
+  const vmcoreinfo = join(folder, 'vmcoreinfo.note');
+  writeFileSync(vmcoreinfo, await vmcoreinfoOf(qemu, folder));
+  const source = [`raw:${qemu.ramFile}`, '--registers', registers, '--vmcoreinfo', vmcoreinfo];
+  return { qemu, source, nonZeroBytes };
+}
+
+/** From a dump of one page, which has all the notes and leaves the memory file as sparse as it is. */
+async function vmcoreinfoOf(qemu: Qemu, folder: string): Promise<Buffer> {
+  const file = join(folder, 'notes.elf');
+  await qemu.dump({ paging: false, file, begin: 0, length: 4096 });
+  return readElf(file).notes.find(({ name }) => name === 'VMCOREINFO')!.raw;
+}
+
+/** Overwrites MiBs that are all zero, until `target` bytes are not. @returns bytes that are not zero */
+function fillFreeMemory(ram: string, size: number, target: number): number {
+  const fd = openSync(ram, 'r+');
+  const files = fileBytes();
+  const window = Buffer.alloc(MIB);
+  let used = 0;
+  const free: number[] = [];
+  for (let at = 0; at < size; at += MIB) {
+    readSync(fd, window, 0, MIB, at);
+    const runs = nonZeroRuns(window, 0);
+    used += runs.reduce((sum, run) => sum + run.end - run.start, 0);
+    if (runs.length === 0) free.push(at);
+  }
+  for (const at of free) {
+    if (used >= target) break;
+    const { value } = files.next();
+    if (!value) break;
+    writeSync(fd, value, 0, value.length, at);
+    used += nonZeroRuns(value, 0).reduce((sum, run) => sum + run.end - run.start, 0);
+  }
+  closeSync(fd);
+  return used;
+}
+
+/** The files of this machine, a MiB at a time. */
+function* fileBytes(): Generator<Buffer, undefined> {
+  for (const folder of ['/usr/bin', '/usr/lib/x86_64-linux-gnu', '/usr/share/doc', '/usr/include'])
+    for (const name of readdirSync(folder)) {
+      const path = join(folder, name);
+      if (!statSync(path, { throwIfNoEntry: false })?.isFile()) continue;
+      const bytes = readFileSync(path);
+      for (let at = 0; at + MIB <= bytes.length; at += MIB) yield bytes.subarray(at, at + MIB);
+    }
+}
