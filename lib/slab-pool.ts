@@ -11,8 +11,8 @@ export interface Slab {
   readonly bytes: Uint8Array<SharedArrayBuffer>;
 }
 
-/** Bytes of a slab unless asked otherwise: large enough to amortise a system call, small enough for a L2 cache. */
-export const SLAB_BYTES = 1 << 20;
+/** Bytes of a slab unless asked otherwise: waking a thread for a system call costs as much as copying 1 MiB. */
+export const SLAB_BYTES = 2 << 20;
 
 /** Hands out slabs and takes them back. */
 export class SlabPool {

@@ -82,7 +82,7 @@ export interface Progress {
 export const PAGE_SIZE = 4096;
 
 /** What a stage buffers before it pushes back, in bytes of memory that is pinned. */
-const STAGE_BUFFER_BYTES = 2 << 20;
+const STAGE_BUFFER_BYTES = 4 << 20;
 
 /** What an item without bytes counts for: it pins nothing, but must not queue without bound, and streamx drops a 0. */
 const HOLE_WEIGHT = 4096;

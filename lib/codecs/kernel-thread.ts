@@ -35,7 +35,8 @@ export class KernelThread {
   #failure: VmcoreError | null = null;
 
   constructor(workerData: KernelThreadData) {
-    this.#worker = new Worker(new URL('./kernel-worker.js', import.meta.url), { workerData });
+    // Loaders that the process was started with are no business of a thread that runs one file of ours.
+    this.#worker = new Worker(new URL('./kernel-worker.js', import.meta.url), { workerData, execArgv: [] });
     this.#worker.on('message', (bytes: number) => this.#pending.shift()?.resolve(bytes));
     this.#worker.on('error', (error) => this.#fail(error.message));
     this.#worker.on('exit', () => this.#fail('it ended'));

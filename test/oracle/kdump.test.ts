@@ -1,7 +1,4 @@
-/**
- * Our kdumps beside QEMU's, and in the hands of the programs that read kdumps. The dumps are made by the stages of the
- * format with a compressor of a few lines (kdump-fixture.ts): what is looked at here is everything but compression.
- */
+/** Our kdumps beside QEMU's, and in the hands of the programs that read kdumps. */
 
 import { execFileSync, spawnSync } from 'node:child_process';
 import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs';
@@ -12,12 +9,10 @@ import { dump } from '../../lib/dump.js';
 import { decodeKdumpHeader, decodeKdumpSubHeader } from '../../lib/formats/kdump.js';
 import { findVmcoreinfo } from '../../lib/formats/vmcoreinfo.js';
 import type { Guest } from '../../lib/guest.js';
-import { FileSink } from '../../lib/sinks/file-sink.js';
 import { openGuestDescription } from '../../lib/sources/guest-description.js';
 import { type KdumpGuest, openKdump } from '../../lib/sources/kdump-core.js';
 import { KDUMP_CODECS, type KdumpCodec, planKdump } from '../../lib/transforms/kdump-layout.js';
 import { GUEST_NAMES, type GuestName, missingTools, oracleGuest } from '../guests/oracle.js';
-import { dumpKdump } from '../kdump-fixture.js';
 import { needsTools, skipUnless } from '../tools.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'vmcore-oracle-'));
@@ -39,7 +34,7 @@ async function open(name: GuestName): Promise<{ guest: Guest; path(file: string)
 
 async function write(guest: Guest, name: string, codec: KdumpCodec, flattened = false): Promise<string> {
   const path = join(folder, name);
-  await dumpKdump(guest, new FileSink(path, { force: true }), { codec, flattened });
+  await dump(guest, { format: `kdump-${flattened ? '' : 'raw-'}${codec}` }, { file: path, force: true }).finished;
   return path;
 }
 

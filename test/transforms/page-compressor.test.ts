@@ -1,0 +1,154 @@
+import { createHash } from 'node:crypto';
+import { inflateSync } from 'node:zlib';
+import { LZO } from 'lzo-ts';
+import snappy from 'snappyjs';
+import { pipelinePromise, Readable, Writable } from 'streamx';
+import t from 'tap';
+import { KernelEncoder } from '../../lib/codecs/kernel-encoder.js';
+import type { PageCodecName, PageEncoder } from '../../lib/codecs/page-encoder.js';
+import { PortableEncoder } from '../../lib/codecs/portable-encoder.js';
+import { type Chunk, PAGE_COMPRESSED, PAGE_SIZE, PAGE_STORED, PAGE_ZERO, type PageBatch } from '../../lib/stage.js';
+import { PageCompressor } from '../../lib/transforms/page-compressor.js';
+
+const CODECS = ['zlib', 'lzo', 'snappy'] as const;
+
+/** Decoders that are not ours. */
+const DECODE: Record<PageCodecName, (encoded: Uint8Array) => Uint8Array> = {
+  zlib: (encoded) => inflateSync(encoded),
+  lzo: (encoded) => LZO.decompress(Uint8Array.from(encoded)),
+  snappy: (encoded) => snappy.uncompress(Uint8Array.from(encoded)),
+};
+
+/** Pages of text, noise, zeros and runs, in an order that mixes them. */
+function pages(count: number, seed: number): Uint8Array {
+  const bytes = Buffer.alloc(count * PAGE_SIZE);
+  let state = seed | 1;
+  const random = () => {
+    state ^= state << 13;
+    state ^= state >>> 17;
+    state ^= state << 5;
+    return state;
+  };
+  for (let page = 0; page < count; page++) {
+    const at = page * PAGE_SIZE;
+    const kind = (page + seed) % 4;
+    if (kind === 1) bytes.fill(`text of page ${page}, and of seed ${seed}; `, at, at + PAGE_SIZE);
+    if (kind === 2) for (let i = 0; i < PAGE_SIZE; i += 4) bytes.writeInt32LE(random(), at + i);
+    if (kind === 3) bytes.fill(page & 0xff || 1, at + 100, at + 3000);
+  }
+  return bytes;
+}
+
+interface Decoded {
+  readonly memory: Buffer;
+  readonly batches: readonly { readonly paddr: number; readonly bytes: string }[];
+  readonly kinds: readonly number[];
+}
+
+async function compress(codec: PageCodecName, encoder: PageEncoder, chunks: readonly Chunk[]): Promise<Decoded> {
+  const parts: Buffer[] = [];
+  const batches: { paddr: number; bytes: string }[] = [];
+  const kinds: number[] = [];
+  const take = (batch: PageBatch) => {
+    let at = 0;
+    for (let i = 0; i < batch.count; i++) {
+      const kind = batch.kinds?.[i] ?? PAGE_ZERO;
+      const size = batch.sizes?.[i] ?? 0;
+      const encoded = batch.data?.subarray(at, at + size) ?? new Uint8Array(0);
+      at += size;
+      kinds.push(kind);
+      if (kind === PAGE_COMPRESSED) parts.push(Buffer.from(DECODE[codec](encoded)));
+      else parts.push(kind === PAGE_STORED ? Buffer.from(encoded) : Buffer.alloc(PAGE_SIZE));
+    }
+    batches.push({
+      paddr: batch.paddr,
+      bytes: createHash('sha256')
+        .update(batch.data?.subarray(0, at) ?? '')
+        .digest('hex'),
+    });
+    batch.release?.();
+  };
+  const compressor = new PageCompressor(encoder);
+  await pipelinePromise(
+    Readable.from([...chunks]),
+    compressor,
+    new Writable({
+      write(item, callback) {
+        take(item as PageBatch);
+        callback(null);
+      },
+    }),
+  );
+  const { zero, stored, compressed } = compressor.counts;
+  t.equal(zero + stored + compressed, kinds.length, 'all pages are counted');
+  return { memory: Buffer.concat(parts), batches, kinds };
+}
+
+/** Chunks of different sizes with a hole in between. */
+function chunksOf(): { chunks: Chunk[]; memory: Buffer } {
+  const sizes = [1, 64, 0, 256, 3, 100, 17, 256, 30];
+  let paddr = 0;
+  const parts: Uint8Array[] = [];
+  const chunks = sizes.map((count, i): Chunk => {
+    const hole = count === 0;
+    const length = (hole ? 40 : count) * PAGE_SIZE;
+    const data = hole ? undefined : pages(count, i + 1);
+    parts.push(data ?? new Uint8Array(length));
+    const chunk = { paddr, length, data };
+    paddr += length;
+    return chunk;
+  });
+  return { chunks, memory: Buffer.concat(parts) };
+}
+
+for (const codec of CODECS)
+  t.test(codec, async (t) => {
+    const { chunks, memory } = chunksOf();
+    const one = await compress(codec, await KernelEncoder.open(codec, { threads: 1 }), chunks);
+    t.ok(one.memory.equals(memory), 'decodes to what went in');
+    t.same(
+      one.batches.map(({ paddr }) => paddr),
+      chunks.map(({ paddr }) => paddr),
+      'in order',
+    );
+    for (const kind of [PAGE_ZERO, PAGE_STORED, PAGE_COMPRESSED])
+      t.ok(one.kinds.includes(kind), `pages of kind ${kind}`);
+    for (const threads of [2, 3, 8]) {
+      const more = await compress(codec, await KernelEncoder.open(codec, { threads }), chunks);
+      t.ok(more.memory.equals(memory));
+      t.same(more.batches, one.batches, `the same bytes from ${threads} threads`);
+    }
+    const portable = await compress(codec, new PortableEncoder(codec), chunks);
+    t.ok(portable.memory.equals(memory), 'the portable codec');
+    t.same(
+      portable.kinds.map((kind) => kind === PAGE_ZERO),
+      one.kinds.map((kind) => kind === PAGE_ZERO),
+    );
+  });
+
+t.test('slabs of the encoder are used where they are, and come back', async (t) => {
+  const encoder = await KernelEncoder.open('lzo', { threads: 2 });
+  const { pool } = encoder;
+  const seen = new Set<number>();
+  for (let round = 0; round < 40; round++) {
+    const slab = await pool.take();
+    seen.add(slab.bytes.byteOffset);
+    slab.bytes.set(pages(16, round + 1));
+    const batch = await encoder.encode({
+      paddr: round * 16 * PAGE_SIZE,
+      length: 16 * PAGE_SIZE,
+      data: slab.bytes.subarray(0, 16 * PAGE_SIZE),
+      release: () => pool.give(slab),
+    });
+    batch.release?.();
+  }
+  t.ok(seen.size <= pool.limit, `${seen.size} slabs were enough for 40 chunks`);
+  await encoder.close();
+});
+
+t.test('a thread that dies fails the batches that it had', async (t) => {
+  const encoder = await KernelEncoder.open('zlib', { threads: 1 });
+  const batch = encoder.encode({ paddr: 0, length: 256 * PAGE_SIZE, data: pages(256, 1) });
+  await encoder.close();
+  await t.rejects(batch, { code: 'LIMIT', message: /compressor thread stopped/ });
+});
