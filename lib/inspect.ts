@@ -4,10 +4,14 @@
  */
 
 import { ELFCLASS64, EM_X86_64, PT_LOAD } from './formats/elf.js';
+import { PAGE_CODEC_FLAGS } from './formats/kdump.js';
 import { findVmcoreinfo, vmcoreinfoFacts } from './formats/vmcoreinfo.js';
 import type { CpuState, Guest } from './guest.js';
 import { type CoreProgramHeaders, readElfProgramHeaders } from './sources/elf-core.js';
+import { KdumpGuest, type KdumpPageCounts } from './sources/kdump-core.js';
+import type { PageCensus } from './sources/kdump-pages.js';
 import { type OpenGuestOptions, openGuest } from './sources/open.js';
+import { PAGE_SIZE } from './stage.js';
 import { pagingMode } from './transforms/mapping-resolver.js';
 
 /** One CPU, as far as one line can say it. */
@@ -34,6 +38,15 @@ export interface InspectedMapping {
   readonly stored: number;
 }
 
+/** What is peculiar to a kdump. */
+export interface InspectedKdump {
+  /** `struct disk_dump_header` and `struct kdump_sub_header`, by the names of their members */
+  readonly header: Readonly<Record<string, string | number>>;
+  readonly pages: PageCensus & KdumpPageCounts;
+  /** bytes of the pages that are not zero, over their bytes in the file; null when there are none */
+  readonly ratio: number | null;
+}
+
 /** What a vmcore, or any other source of a guest, is. */
 export interface Inspection {
   readonly source: string;
@@ -48,6 +61,8 @@ export interface Inspection {
   };
   /** PT_LOADs with virtual addresses (a dump with paging); empty otherwise */
   readonly mappings: readonly InspectedMapping[];
+  /** kdump: header fields by their names, and what the pages are; null for other formats */
+  readonly kdump: InspectedKdump | null;
   readonly notes: readonly { readonly name: string; readonly type: number; readonly bytes: number }[];
   /** the main facts of VMCOREINFO, null where it does not say; null when there is none */
   readonly vmcoreinfo: Readonly<Record<string, string | number | boolean | null>> | null;
@@ -71,11 +86,12 @@ export async function inspect(source: string, options: OpenGuestOptions = {}): P
 }
 
 async function inspectGuest(source: string, guest: Guest): Promise<Inspection> {
-  const elf = await readElfProgramHeaders(source);
+  const kdump = guest instanceof KdumpGuest ? guest : null;
+  const elf = kdump ? null : await readElfProgramHeaders(source);
   const info = findVmcoreinfo(guest.notes);
   return {
     source,
-    format: elf ? elfFormat(elf) : sourceFormat(source),
+    format: kdump ? kdumpFormat(kdump) : elf ? elfFormat(elf) : sourceFormat(source),
     architecture: guest.arch,
     cpus: guest.cpus.map(inspectCpu),
     memory: {
@@ -83,6 +99,7 @@ async function inspectGuest(source: string, guest: Guest): Promise<Inspection> {
       blocks: guest.blocks.map(({ base, length }) => ({ base: hex(base), length })),
     },
     mappings: elf ? virtualMappings(elf) : [],
+    kdump: kdump && inspectKdump(kdump),
     notes: guest.notes.map(({ name, type, desc }) => ({ name, type, bytes: desc.length })),
     vmcoreinfo:
       info && Object.fromEntries(Object.entries(vmcoreinfoFacts(info)).map(([key, value]) => [key, plain(value)])),
@@ -95,6 +112,49 @@ function plain(value: string | number | boolean | bigint | null): string | numbe
 
 function elfFormat({ header }: CoreProgramHeaders): string {
   return `ELF${header.class === ELFCLASS64 ? 64 : 32} core, ${header.machine === EM_X86_64 ? 'EM_X86_64' : 'EM_386'}`;
+}
+
+/** Names of the DUMP_DH_COMPRESSED_* flags. */
+const COMPRESSION_NAMES = Object.entries(PAGE_CODEC_FLAGS);
+
+function kdumpFormat({ flattened, headers }: KdumpGuest): string {
+  const codecs = COMPRESSION_NAMES.filter(([, flag]) => (headers.header.status & flag) !== 0).map(([name]) => name);
+  return `${flattened ? 'flattened kdump' : 'kdump'}, ${codecs.join(' and ') || 'compression not told'}`;
+}
+
+function inspectKdump({ headers: { header, subHeader }, pages, pageCounts }: KdumpGuest): InspectedKdump {
+  const census = pages.census();
+  const data = census.plain + census.compressed;
+  const zeroPage = census.zero > 0 ? PAGE_SIZE : 0;
+  return {
+    header: {
+      signature: header.signature,
+      header_version: header.version,
+      'utsname.sysname': header.utsname.sysname,
+      'utsname.nodename': header.utsname.nodename,
+      'utsname.release': header.utsname.release,
+      'utsname.version': header.utsname.version,
+      'utsname.machine': header.utsname.machine,
+      status: header.status,
+      block_size: header.blockSize,
+      sub_hdr_size: header.subHeaderBlocks,
+      bitmap_blocks: header.bitmapBlocks,
+      max_mapnr: header.maxMapnr,
+      nr_cpus: header.cpus,
+      ...(subHeader && {
+        phys_base: hex(subHeader.physBase),
+        dump_level: subHeader.dumpLevel,
+        split: subHeader.split,
+        offset_vmcoreinfo: subHeader.offsetVmcoreinfo,
+        size_vmcoreinfo: subHeader.sizeVmcoreinfo,
+        offset_note: subHeader.offsetNote,
+        size_note: subHeader.sizeNote,
+        max_mapnr_64: subHeader.maxMapnr,
+      }),
+    },
+    pages: { ...pageCounts, ...census },
+    ratio: data === 0 ? null : (data * PAGE_SIZE) / (census.bytes - zeroPage),
+  };
 }
 
 function sourceFormat(source: string): string {

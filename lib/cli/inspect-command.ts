@@ -44,6 +44,7 @@ export function inspectionText(inspection: Inspection): string {
     ...cpuLines(inspection),
     ...memoryLines(inspection),
     ...mappingLines(inspection),
+    ...kdumpLines(inspection),
     ...noteLines(inspection),
     ...vmcoreinfoLines(inspection),
   ].join('\n');
@@ -73,6 +74,17 @@ function mappingLines({ mappings }: Inspection): string[] {
       .slice(0, MAPPINGS_SHOWN)
       .map(({ vaddr, paddr, length }) => `  ${vaddr} -> ${paddr}  ${formatSize(length)}`),
     ...(more > 0 ? [`  and ${more} more (--json has all)`] : []),
+  ];
+}
+
+function kdumpLines({ kdump }: Inspection): string[] {
+  if (!kdump) return [];
+  const { memory, excluded, zero, plain, compressed, bytes } = kdump.pages;
+  const ratio = kdump.ratio === null ? '' : `, ${kdump.ratio.toFixed(2)} to 1`;
+  return [
+    `pages: ${memory}: ${compressed} compressed, ${plain} plain, ${zero} zero, ${excluded} left out; ${formatSize(bytes)} in the file${ratio}`,
+    'header:',
+    ...Object.entries(kdump.header).map(([name, value]) => `  ${name}: ${value}`),
   ];
 }
 

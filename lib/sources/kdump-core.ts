@@ -38,6 +38,8 @@ export class KdumpGuest extends MemoryGuest {
     readonly pageCounts: KdumpPageCounts,
     /** whether the file is flattened */
     readonly flattened: boolean,
+    /** the pages as the file has them */
+    readonly pages: KdumpPages,
   ) {
     super(fields);
   }
@@ -80,7 +82,8 @@ export async function readKdump(
   const { memoryBitmapOffset, storedBitmapOffset, descriptorsOffset, maxMapnr, longMode } = headers;
   const blocks = await readBlocks(file, memoryBitmapOffset, maxMapnr, limits);
   const stored = await PageBitmap.open(file, storedBitmapOffset, maxMapnr);
-  const backing = new KdumpBacking(file, new KdumpPages(file, stored, descriptorsOffset));
+  const pages = new KdumpPages(file, stored, descriptorsOffset);
+  const backing = new KdumpBacking(file, pages);
   const { cpus, others } = splitNotes(headers.notes, longMode);
   const fields = {
     name: file.name,
@@ -91,7 +94,7 @@ export async function readKdump(
   } as const;
   const memory = blocks.reduce((sum, block) => sum + block.length, 0) / PAGE_SIZE;
   const counts = { memory, stored: stored.count, excluded: Math.max(0, memory - stored.count) };
-  return new KdumpGuest(fields, headers, counts, flattened);
+  return new KdumpGuest(fields, headers, counts, flattened, pages);
 }
 
 /** The memory that the first bitmap has. */

@@ -41,6 +41,17 @@ interface Span {
   readonly pages: Page[];
 }
 
+/** Stored pages by what they are in the file. */
+export interface PageCensus {
+  /** pages that share the one page of zeros */
+  readonly zero: number;
+  /** pages that are stored as they are */
+  readonly plain: number;
+  readonly compressed: number;
+  /** bytes of all pages in the file */
+  readonly bytes: number;
+}
+
 /** Reads pages by page frame number. */
 export class KdumpPages {
   readonly #file: RandomFile;
@@ -195,5 +206,21 @@ export class KdumpPages {
       this.#windowStart = index;
     }
     return decodePageDescriptor(this.#window, (index - this.#windowStart) * PAGE_DESCRIPTOR_SIZE);
+  }
+
+  /** Looks at all descriptors. */
+  census(): PageCensus {
+    let [zero, plain, compressed, bytes] = [0, 0, 0, 0];
+    for (let index = 0; index < this.#stored.count; index++) {
+      const { offset, size, flags } = this.descriptorAt(index);
+      if (offset === this.#zeroPage && flags === 0) {
+        zero++;
+        continue;
+      }
+      if (flags === 0) plain++;
+      else compressed++;
+      bytes += size;
+    }
+    return { zero, plain, compressed, bytes: bytes + (zero > 0 ? PAGE_SIZE : 0) };
   }
 }

@@ -79,8 +79,14 @@ async function openPath(path: string): Promise<Guest> {
 }
 
 async function openSpecial(path: string, fd: number, stat: Stats): Promise<Guest> {
-  if (!stat.isDirectory()) return openStream({ fd }, path, () => closeSync(fd));
-  closeSync(fd);
+  let open = true;
+  const close = () => {
+    // The guest and its stream may both ask for it.
+    if (open) closeSync(fd);
+    open = false;
+  };
+  if (!stat.isDirectory()) return openStream({ fd }, path, close);
+  close();
   throw new VmcoreError('READ', `cannot read ${path}: is a directory`);
 }
 

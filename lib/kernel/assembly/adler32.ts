@@ -1,8 +1,8 @@
 // Adler-32, the checksum that ends a zlib stream.
 //
-// It is two sums, a = 1 + all bytes, and b = the sum of a after every byte, both modulo 65521. Unrolled over a block of
-// 16 bytes, b grows by 16 times the a before the block plus the bytes weighted 16, 15, … 1. Neither sum overflows 32 bits
-// within a page, so one modulo at the end does.
+// It is two sums, a = 1 + all bytes, and b = the sum of a after every byte, both modulo 65521. Unrolled over a block
+// of 16 bytes, b grows by 16 times the a before the block plus the bytes weighted 16, 15, … 1. Neither sum overflows
+// 32 bits within a page, so one modulo at the end does.
 
 /** Largest prime below 2^16. */
 const MODULUS: u32 = 65521;

@@ -1,13 +1,13 @@
 // zlib streams of one deflate block: a two-byte header, the block, and the Adler-32 checksum of the page.
 //
-// A page becomes the smallest of three blocks: stored as it is, with the fixed codes of the format, or with codes of its
-// own. Which is smallest is known from the counts of the symbols before a bit is written. Codes of its own cost some 50
-// bytes to describe and much of the time to build, so they are not even considered where the fixed ones need less than
-// the description would.
+// A page becomes the smallest of three blocks: stored as it is, with the fixed codes of the format, or with codes of
+// its own. Which is smallest is known from the counts of the symbols before a bit is written. Codes of its own cost
+// some 50 bytes to describe and much of the time to build, so they are not even considered where the fixed ones need
+// less than the description would.
 //
-// All codes of the page's own are 14 bits at most: then four literals, or three and what was left from the byte before, or
-// a match with its extra bits, fit into 64 bits, and the writers need to store no more often than that. A store writes
-// eight bytes, whatever is still missing to a whole byte stays in `held`.
+// All codes of the page's own are 14 bits at most: then four literals, or three and what was left from the byte
+// before, or a match with its extra bits, fit into 64 bits, and the writers need to store no more often than that. A
+// store writes eight bytes, whatever is still missing to a whole byte stays in `held`.
 
 import { adler32 } from './adler32';
 import { buildCode } from './huffman';
@@ -111,7 +111,7 @@ export function initDeflate(scratch: usize): void {
   let entry = scratch + LENGTH_SYMBOLS;
   for (let symbol = FIRST_LENGTH_SYMBOL; symbol < LAST_LENGTH_SYMBOL; symbol++) {
     const bits = lengthExtraBits(symbol - FIRST_LENGTH_SYMBOL);
-    for (let extra: u32 = 0; extra < <u32>1 << bits; extra++) {
+    for (let extra: u32 = 0; extra < (<u32>1) << bits; extra++) {
       store<u32>(entry, symbol | (bits << 16) | (extra << 24));
       entry += 4;
     }
@@ -199,7 +199,10 @@ function runLengthCode(lengthsEnd: usize, scratch: usize): usize {
   return to;
 }
 
-/** The order in which the lengths of the code of code lengths are told: 16 17 18 0 8 7 9 6 10 5 11 4 12 3 13 2 14 1 15. */
+/**
+ * The order in which the lengths of the code of code lengths are told: 16 17 18 0 8 7 9 6 10 5 11 4 12 3 13 2 14 1
+ * 15.
+ */
 // @ts-ignore: decorator
 @inline
 function lengthOrder(index: u32): u32 {
@@ -237,7 +240,7 @@ function writeCodes(
       held >>= bits & ~7;
       bits &= 7;
     }
-    held |= <u64>load<u8>(codes + (lengthOrder(index) << 2)) << bits;
+    held |= (<u64>load<u8>(codes + (lengthOrder(index) << 2))) << bits;
     bits += 3;
   }
   store<u64>(out, held);
@@ -248,9 +251,9 @@ function writeCodes(
     const entry = <u32>load<u16>(coded);
     const symbol = entry & ((1 << EXTRA_SHIFT) - 1);
     const code = load<u32>(codes + (symbol << 2));
-    held |= <u64>(code >>> 8) << bits;
+    held |= (<u64>(code >>> 8)) << bits;
     bits += code & 255;
-    held |= <u64>(entry >>> EXTRA_SHIFT) << bits;
+    held |= (<u64>(entry >>> EXTRA_SHIFT)) << bits;
     bits += symbol < REPEAT ? 0 : symbol == REPEAT ? REPEAT_BITS : symbol == ZEROS ? ZEROS_BITS : MANY_ZEROS_BITS;
     store<u64>(out, held);
     out += <usize>(bits >>> 3);
@@ -261,8 +264,8 @@ function writeCodes(
 }
 
 /**
- * Writes the symbols of a block behind the `bits` bits that are at `out`, and its end. Gives the end of the output. A code
- * is added to `bits` as it is, since only the low six bits of a shift count.
+ * Writes the symbols of a block behind the `bits` bits that are at `out`, and its end. Gives the end of the output. A
+ * code is added to `bits` as it is, since only the low six bits of a shift count.
  */
 function writeSymbols(
   page: usize,
@@ -328,14 +331,14 @@ function writeSymbols(
     const lengthCode: u64 = load<u32>(literalCodes + ((lengthSymbol & 0xffff) << 2));
     held |= (lengthCode >> 8) << bits;
     bits += lengthCode;
-    held |= <u64>(lengthSymbol >>> 24) << bits;
+    held |= (<u64>(lengthSymbol >>> 24)) << bits;
     bits += (lengthSymbol >>> 16) & 255;
     const d = word >>> DISTANCE_SHIFT;
     const extra = distanceExtraBits(d);
     const distanceCode: u64 = load<u32>(distanceCodes + (distanceSymbol(d, extra) << 2));
     held |= (distanceCode >> 8) << bits;
     bits += distanceCode;
-    held |= <u64>(d & (((<u32>1) << extra) - 1)) << bits;
+    held |= (<u64>(d & (((<u32>1) << extra) - 1))) << bits;
     bits = (bits + extra) & 63;
     store<u64>(out, held);
     out += <usize>(bits >>> 3);
@@ -366,7 +369,7 @@ function writeBlock(page: usize, length: usize, out: usize, effort: u32, scratch
   const matches = <u32>(sequencesEnd - scratch - SEQUENCES) >>> 2;
   const extra = extraBits(scratch);
   const fixed = fixedBits(matches, scratch) + extra;
-  const storedBits = STORED_OVERHEAD_BITS + (<u32>length << 3);
+  const storedBits = STORED_OVERHEAD_BITS + ((<u32>length) << 3);
   if (fixed > CHEAP_BITS) {
     const literalCodes = scratch + LITERAL_CODES;
     const distanceCodes = scratch + DISTANCE_CODES;

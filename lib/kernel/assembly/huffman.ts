@@ -1,18 +1,18 @@
 // Canonical Huffman codes of limited length, built for every page.
 //
-// A page is small, so building its codes is a good part of compressing it, and everything here is made to touch only the
-// symbols that occur:
+// A page is small, so building its codes is a good part of compressing it, and everything here is made to touch only
+// the symbols that occur:
 //
 // 1. gather the symbols used, each one word of count << 9 | symbol;
-// 2. sort them by count: one bucket for each count below 63, which is nearly all of them, and an insertion sort for the
-//    few above;
+// 2. sort them by count: one bucket for each count below 63, which is nearly all of them, and an insertion sort for
+//    the few above;
 // 3. merge the two lightest nodes again and again. The sorted leaves are one queue, the inner nodes, made in order of
-//    weight, the other. Which queue gives the lighter node cannot be predicted, so the loop selects instead of branching.
-//    Only parents of inner nodes are kept;
-// 4. going down from the root, count the inner nodes of each depth. A node has two children, and those that are not inner
-//    nodes are leaves: that gives the number of codes of each length;
-// 5. shorten what is too long: codes beyond the limit are cut to it, and as long as that is more than a binary tree has
-//    room for, a shorter code gets a neighbour at the next length, which takes in one of those at the limit;
+//    weight, the other. Which queue gives the lighter node cannot be predicted, so the loop selects instead of
+//    branching. Only parents of inner nodes are kept;
+// 4. going down from the root, count the inner nodes of each depth. A node has two children, and those that are not
+//    inner nodes are leaves: that gives the number of codes of each length;
+// 5. shorten what is too long: codes beyond the limit are cut to it, and as long as that is more than a binary tree
+//    has room for, a shorter code gets a neighbour at the next length, which takes in one of those at the limit;
 // 6. hand out the lengths, shortest to the most frequent, then the codes, in order of symbols as the format wants it.
 //
 // Deflate packs a code starting with its most significant bit into bytes that fill from their least significant one, so
@@ -53,8 +53,8 @@ function reverse(code: u32): u32 {
 }
 
 /**
- * Gathers the symbols used, and clears the codes of all. There are two at least afterwards: a code of one symbol would be
- * incomplete, which the format allows for distances only, and not every decoder likes.
+ * Gathers the symbols used, and clears the codes of all. There are two at least afterwards: a code of one symbol
+ * would be incomplete, which the format allows for distances only, and not every decoder likes.
  */
 function gather(counts: usize, symbols: u32, codes: usize, scratch: usize): usize {
   const used = scratch + USED;
@@ -79,7 +79,7 @@ function gather(counts: usize, symbols: u32, codes: usize, scratch: usize): usiz
 function bucketOf(entry: u32, scratch: usize): usize {
   const count = entry >>> SYMBOL_BITS;
   const bucket = count < BUCKETS ? count : BUCKETS - 1;
-  return scratch + BUCKET_ENDS + (<usize>bucket << 2);
+  return scratch + BUCKET_ENDS + ((<usize>bucket) << 2);
 }
 
 function sortByCount(usedEnd: usize, scratch: usize): void {
@@ -196,7 +196,7 @@ function assignCodes(usedEnd: usize, limit: u32, codes: usize, scratch: usize): 
     const count = load<u32>(counts + (length << 2));
     store<u32>(counts + (length << 2), next);
     next += count << (CODE_BITS - length);
-    const to = p - (<usize>count << 2);
+    const to = p - ((<usize>count) << 2);
     while (p > to) {
       p -= 4;
       const entry = load<u32>(p);
@@ -209,15 +209,15 @@ function assignCodes(usedEnd: usize, limit: u32, codes: usize, scratch: usize): 
     const length = load<u32>(at);
     const slot = counts + (length << 2);
     const code = load<u32>(slot);
-    store<u32>(slot, code + (<u32>1 << (CODE_BITS - length)));
+    store<u32>(slot, code + ((<u32>1) << (CODE_BITS - length)));
     store<u32>(at, (reverse(code) << 8) | length);
   }
   return bits;
 }
 
 /**
- * Builds the code of an alphabet from how often each of its symbols is used, with no code longer than `limit` bits. Gives
- * the bits that all of them take together.
+ * Builds the code of an alphabet from how often each of its symbols is used, with no code longer than `limit` bits.
+ * Gives the bits that all of them take together.
  */
 export function buildCode(counts: usize, symbols: u32, limit: u32, codes: usize, scratch: usize): u32 {
   const usedEnd = gather(counts, symbols, codes, scratch);

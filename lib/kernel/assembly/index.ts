@@ -1,8 +1,8 @@
 // The page kernel: one call encodes a batch of pages.
 //
-// All pointers are into the imported memory, which workers share; each worker has a scratch of its own (layout.ts), pages
-// and outputs that nobody else writes meanwhile. Around them there has to be room: encoders read up to 16 bytes past the
-// end of the pages, and write up to 64 past the last byte that a full output could have.
+// All pointers are into the imported memory, which workers share; each worker has a scratch of its own (layout.ts),
+// pages and outputs that nobody else writes meanwhile. Around them there has to be room: encoders read up to 16 bytes
+// past the end of the pages, and write up to 64 past the last byte that a full output could have.
 
 import { encodeZlib, initDeflate } from './deflate';
 import { HASH_TABLE, PAGE_BYTES } from './layout';
@@ -35,8 +35,9 @@ export function encodePage(codec: u32, page: usize, length: usize, out: usize, s
 }
 
 /**
- * Encodes pages. Their encodings go to `out` back to back, as they are where they do not shrink; a zero page has none. The
- * table gets the sizes of the encodings, u16 each, then the kinds of the pages, u8 each. Gives the size of all encodings.
+ * Encodes pages. Their encodings go to `out` back to back, as they are where they do not shrink; a zero page has
+ * none. The table gets the sizes of the encodings, u16 each, then the kinds of the pages, u8 each. Gives the size of
+ * all encodings.
  */
 export function encodeBatch(
   codec: u32,

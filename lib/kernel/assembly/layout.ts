@@ -2,8 +2,9 @@
 //
 // The kernel keeps no state of its own: no global that changes and no data segment, so that many workers can run one
 // compiled module over one shared memory. All that an encoder remembers, from one page to the next or within a page,
-// lies behind the scratch pointer that it is called with, at the offsets below, within 64 KiB. `init` fills the constant tables; the
-// rest is written before it is read, for every page, and so the bytes of a page never depend on the pages before it.
+// lies behind the scratch pointer that it is called with, at the offsets below, within 64 KiB. `init` fills the
+// constant tables; the rest is written before it is read, for every page, and so the bytes of a page never depend on
+// the pages before it.
 
 /** Bytes of a page, the largest input of an encoder. */
 export const PAGE_BYTES: usize = 4096;
@@ -46,4 +47,3 @@ export const CODED_LENGTHS: usize = CODE_LENGTHS + 320;
 /** What the Huffman builder works on; its own offsets start here. */
 export const HUFFMAN: usize = CODED_LENGTHS + 2 * 320;
 export const HUFFMAN_BYTES: usize = 4 * (320 + 320 + 320 + 320 + 64 + 32 + 32);
-

@@ -7,14 +7,23 @@
 //   LLLDDDSS + 8 bits        match of 1 + L = 3..8 bytes, distance H * 8 + D + 1 <= 2048, H being the second byte
 //   00010001 00000000 twice  end of the stream
 //
-// A run of one to three literals has no instruction: its length is in the SS bits of the match before it. The first run of
-// a stream may be the byte 17 + length. An extension is a zero byte for each 255 and a byte for what is left, which is
-// never zero.
+// A run of one to three literals has no instruction: its length is in the SS bits of the match before it. The first
+// run of a stream may be the byte 17 + length. An extension is a zero byte for each 255 and a byte for what is left,
+// which is never zero.
 //
 // Further distances and shorter matches exist in the format, but a page is too small for the first, and the second gain
 // nothing when a match is four bytes at least.
 
-import { copyLiterals, equalBytes, PLACES_BYTES, placeSlot, SHORTEST_INPUT, SKIP_SHIFT, TAIL_BYTES } from './match';
+import {
+  copyLiterals,
+  equalBytes,
+  keepPlace,
+  PLACES_BYTES,
+  placeSlot,
+  SHORTEST_INPUT,
+  SKIP_SHIFT,
+  TAIL_BYTES,
+} from './match';
 
 /** Longest run that the first byte of a stream can tell. */
 const FIRST_RUN_LIMIT: usize = 238;
@@ -99,6 +108,7 @@ export function encodeLzo(page: usize, length: usize, out: usize, places: usize)
       out = writeMatch(out, at - candidate, size);
       at += size;
       anchor = at;
+      keepPlace(places, page, at - 1);
     }
   }
   if (end > anchor) out = writeRun(out, anchor == page, anchor, end - anchor);

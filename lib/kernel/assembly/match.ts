@@ -1,5 +1,6 @@
-// What LZO and Snappy share: both look for the latest place whose four bytes hash alike, take the match if the bytes are
-// alike, too, and copy what lies between matches. Deflate has a finder of its own (parse.ts), since it can afford one.
+// What LZO and Snappy share: both look for the latest place whose four bytes hash alike, take the match if the bytes
+// are alike, too, and copy what lies between matches. Deflate spends more on its matches and has a parser of its own
+// (parse.ts).
 
 /** Slots of the hash table: 2^12 of them, one for each place of a page. */
 const HASH_BITS: u32 = 12;
@@ -11,7 +12,7 @@ export const HASH_FACTOR: u32 = 0x9e3779b1;
 /** Bytes at the end of a page where no match is looked for, so that loads of words and their hashes stay inside. */
 export const TAIL_BYTES: usize = 12;
 
-/** A page shorter than this is all literals. */
+/** An input shorter than this is all literals. */
 export const SHORTEST_INPUT: usize = 16;
 
 /** Every 32 bytes without a match, look at one place fewer: data without matches is passed over ever faster. */
@@ -20,7 +21,14 @@ export const SKIP_SHIFT: u32 = 5;
 // @ts-ignore: decorator
 @inline
 export function placeSlot(places: usize, word: u32): usize {
-  return places + (<usize>((word * HASH_FACTOR) >>> (32 - HASH_BITS)) << 1);
+  return places + ((<usize>((word * HASH_FACTOR) >>> (32 - HASH_BITS))) << 1);
+}
+
+/** Remembers a place within a match. One of them, the last, is worth its time: 1% of the output for 1% of the speed. */
+// @ts-ignore: decorator
+@inline
+export function keepPlace(places: usize, page: usize, at: usize): void {
+  store<u16>(placeSlot(places, load<u32>(at)), <u16>(at - page));
 }
 
 /** How many bytes from `at` equal those from `earlier`, up to `end`. Reads up to 7 bytes past `end`. */
@@ -40,7 +48,7 @@ export function equalBytes(at: usize, earlier: usize, end: usize): usize {
   return (p < end ? p : end) - at;
 }
 
-/** Copies `count` > 0 bytes, 16 at a time: reads and writes up to 15 bytes more. Gives the end of the copy. */
+/** Copies `count` bytes, 16 at a time: reads and writes up to 16 bytes more. Gives the end of the copy. */
 // @ts-ignore: decorator
 @inline
 export function copyLiterals(from: usize, to: usize, count: usize): usize {

@@ -1,26 +1,27 @@
 // The parser of the deflate encoder: which bytes of a page are literals, and which repeat earlier ones.
 //
-// It goes through the page in blocks of 64 places, in two steps that suit the processor better than one loop over places:
+// It goes through the page in blocks of 64 places, in two steps that suit the processor better than one loop over
+// places:
 //
-// 1. *Link* (`linkBlock`): every place of the block takes its slot of the hash table and learns which place had it before.
-//    This has no branches and hashes four places at a time. The hash is the product of four bytes and an odd constant, so
-//    it is one to one: its top 12 bits choose the slot, the slot keeps the other 20 beside the place, and when they are
-//    alike the four bytes are. Nothing has to be loaded from the earlier place to know that. The result is a mask, a bit
-//    for each place where a match starts.
+// 1. *Link* (`linkBlock`): every place of the block takes its slot of the hash table and learns which place had it
+//    before. This has no branches and hashes four places at a time. The hash is the product of four bytes and an odd
+//    constant, so it is one to one: its top 12 bits choose the slot, the slot keeps the other 20 beside the place, and
+//    when they are alike the four bytes are. Nothing has to be loaded from the earlier place to know that. The result
+//    is a mask, a bit for each place where a match starts.
 // 2. *Choose* (`parse`): jump from bit to bit of the mask. Literals are never looked at one by one.
 //
 // A block that lies within a match is not linked at all, which is why pages of one pattern take next to no time.
 //
-// Tables of 32-bit values, of which kernels have many, repeat three bytes of each value: the hash of four bytes does not
-// see it, so places that repeat three bytes from a distance of four are put into the mask as well. On such pages that
-// halves the output; elsewhere, other matches of three bytes gain little, and cost time.
+// Tables of 32-bit values, of which kernels have many, repeat three bytes of each value: the hash of four bytes does
+// not see it, so places that repeat three bytes from a distance of four are put into the mask as well. On such pages
+// that halves the output; elsewhere, other matches of three bytes gain little, and cost time.
 //
 // A match is taken lazily: as long as it is short, and one that starts a byte later is longer, that byte is a literal
 // and the later match it is. `effort` above 1 also looks at older places of the same hash, that many less one.
 //
-// The table starts as zeros, and a zero reads as place 0 with remaining hash 0. Only a word that hashes so can take it for
-// a match, and `parse` counts equal bytes from the first on, so it comes to nothing. The word 0 would hash so, and is in
-// every page; INVERT_BYTE makes it a word that is rare.
+// The table starts as zeros, and a zero reads as place 0 with remaining hash 0. Only a word that hashes so can take
+// it for a match, and `parse` counts equal bytes from the first on, so it comes to nothing. The word 0 would hash so,
+// and is in every page; INVERT_BYTE makes it a word that is rare.
 
 import {
   DISTANCE_COUNTS,
@@ -34,7 +35,7 @@ import {
   SEQUENCES,
   SLOTS,
 } from './layout';
-import { HASH_FACTOR } from './match';
+import { copyLiterals, HASH_FACTOR, SHORTEST_INPUT } from './match';
 
 /** Symbol that ends a block. */
 export const END_OF_BLOCK: usize = 256;
@@ -44,9 +45,6 @@ const LONGEST_MATCH: usize = 258;
 
 /** A match this long is taken as it is. */
 const LONG_ENOUGH: usize = 16;
-
-/** Pages shorter than this are all literals. */
-const SHORTEST_INPUT: usize = 16;
 
 /** A place in a page takes 12 bits; the slot number takes 12 bits of the hash, so that 20 are left to be kept. */
 const PLACE_BITS: u32 = 12;
@@ -60,8 +58,8 @@ const BLOCK: usize = 64;
 const TABLE_STRIDE: usize = 4;
 
 /**
- * A sequence is a run of literals and a match behind it, in one word: length of the run, then 8 bits of match length less
- * three, then 12 bits of distance less one. The last word is the length of the last run.
+ * A sequence is a run of literals and a match behind it, in one word: length of the run, then 8 bits of match length
+ * less three, then 12 bits of distance less one. The last word is the length of the last run.
  */
 export const RUN_MASK: u32 = 0xfff;
 export const LENGTH_SHIFT: u32 = 12;
@@ -88,10 +86,13 @@ export function distanceSymbol(d: u32, extra: u32): u32 {
   return (d >>> extra) + (extra << 1);
 }
 
-/** How many bytes from `at` equal those from `earlier`, up to `end`. Reads up to 15 bytes past `end`. */
+/**
+ * How many bytes from `at` equal those from `earlier`, up to `end`. Most matches end within the first 16, so that one
+ * look tells. Reads up to 15 bytes past `end`.
+ */
 // @ts-ignore: decorator
 @inline
-function equalBytes(at: usize, earlier: usize, end: usize): usize {
+function matchLength(at: usize, earlier: usize, end: usize): usize {
   const distance = at - earlier;
   let p = at;
   let different = i8x16.bitmask(i8x16.ne(v128.load(p), v128.load(p - distance)));
@@ -161,7 +162,7 @@ function linkBlock(page: usize, block: usize, scratch: usize): u64 {
     places = i32x4.add(places, four);
     let mask = i8x16.narrow_i16x8_s(i16x8.narrow_i32x4_s(a, b), i16x8.narrow_i32x4_s(c, d));
     if (from > page) mask = v128.or(mask, repeatsTable(from));
-    starts |= <u64>i8x16.bitmask(mask) << done;
+    starts |= (<u64>i8x16.bitmask(mask)) << done;
     links += 64;
   }
   return block ? starts : starts & ~1;
@@ -178,7 +179,15 @@ function earlierPlace(links: usize, place: usize): usize {
 }
 
 /** Looks at `tries` older places of the same hash for a longer match. Gives length << PLACE_BITS | place. */
-function searchOlder(page: usize, end: usize, place: usize, earlier: usize, size: usize, tries: u32, links: usize): u32 {
+function searchOlder(
+  page: usize,
+  end: usize,
+  place: usize,
+  earlier: usize,
+  size: usize,
+  tries: u32,
+  links: usize,
+): u32 {
   const at = page + place;
   let older = earlier;
   while (tries--) {
@@ -186,22 +195,13 @@ function searchOlder(page: usize, end: usize, place: usize, earlier: usize, size
     if (link > PLACE_MASK) break;
     older ^= <usize>link;
     if (load<u8>(page + older + size) != load<u8>(at + size)) continue;
-    const olderSize = equalBytes(at, page + older, end);
+    const olderSize = matchLength(at, page + older, end);
     if (olderSize > size) {
       size = olderSize;
       earlier = older;
     }
   }
-  return (<u32>size << PLACE_BITS) | <u32>earlier;
-}
-
-/** Appends a run of literals to those before it. */
-// @ts-ignore: decorator
-@inline
-function keepLiterals(from: usize, to: usize, count: usize): usize {
-  v128.store(to, v128.load(from));
-  for (let done: usize = 16; done < count; done += 16) v128.store(to + done, v128.load(from + done));
-  return to + count;
+  return ((<u32>size) << PLACE_BITS) | <u32>earlier;
 }
 
 /** Counts the literals, in two tables by turns, since the next often is the same, and would wait for the one before. */
@@ -222,8 +222,8 @@ function countLiterals(literals: usize, literalsEnd: usize, counts: usize, other
 }
 
 /**
- * Parses a page into sequences and counts its symbols; the counts are zero before. Gives the end of the sequences, where
- * the length of the last run is.
+ * Parses a page into sequences and counts its symbols; the counts are zero before. Gives the end of the sequences,
+ * where the length of the last run is.
  */
 export function parse(page: usize, length: usize, effort: u32, scratch: usize): usize {
   const links = scratch + LINKS;
@@ -241,12 +241,12 @@ export function parse(page: usize, length: usize, effort: u32, scratch: usize): 
     const block = place & ~(BLOCK - 1);
     const blockEnd = block + BLOCK;
     let starts = linkBlock(page, block, scratch) & (~(<u64>0) << (place - block));
-    if (blockEnd > placesEnd) starts &= ((<u64>1) << <u64>(placesEnd - block)) - 1;
+    if (blockEnd > placesEnd) starts &= ((<u64>1) << (<u64>(placesEnd - block))) - 1;
     place = blockEnd;
     while (starts) {
       let start = block + <usize>ctz(starts);
       let earlier = earlierPlace(links, start);
-      let size = equalBytes(page + start, page + earlier, end);
+      let size = matchLength(page + start, page + earlier, end);
       if (size < SHORTEST_MATCH) {
         starts &= starts - 1;
         continue;
@@ -258,11 +258,11 @@ export function parse(page: usize, length: usize, effort: u32, scratch: usize): 
       }
       while (true) {
         let nextEarlier = earlierPlace(links, start + 1);
-        const isStart = bool((starts >> (start - block) >> 1) & 1);
+        const isStart = bool(((starts >> (start - block)) >> 1) & 1);
         // The match that goes on from this one is a byte shorter, and not worth a look.
         const isOther = nextEarlier != earlier + 1;
         if (!(isStart && isOther && size < LONG_ENOUGH)) break;
-        let nextSize = equalBytes(page + start + 1, page + nextEarlier, end);
+        let nextSize = matchLength(page + start + 1, page + nextEarlier, end);
         if (effort > 1) {
           const best = searchOlder(page, end, start + 1, nextEarlier, nextSize, effort - 1, links);
           nextSize = best >>> PLACE_BITS;
@@ -274,14 +274,14 @@ export function parse(page: usize, length: usize, effort: u32, scratch: usize): 
         earlier = nextEarlier;
       }
       let run = <u32>(start - anchor);
-      literals = keepLiterals(page + anchor, literals, run);
+      literals = copyLiterals(page + anchor, literals, run);
       const d = <u32>(start - earlier) - 1;
       const symbol = distanceSymbol(d, distanceExtraBits(d));
       place = start;
       do {
         const part = size < LONGEST_MATCH ? size : LONGEST_MATCH;
         const l = part - SHORTEST_MATCH;
-        store<u32>(sequence, run | (<u32>l << LENGTH_SHIFT) | (d << DISTANCE_SHIFT));
+        store<u32>(sequence, run | ((<u32>l) << LENGTH_SHIFT) | (d << DISTANCE_SHIFT));
         sequence += 4;
         increment(literalCounts, load<u16>(scratch + LENGTH_SYMBOLS + (l << 2)));
         increment(distanceCounts, symbol);
@@ -296,7 +296,7 @@ export function parse(page: usize, length: usize, effort: u32, scratch: usize): 
     }
   }
   store<u32>(sequence, <u32>(length - anchor));
-  if (anchor < length) literals = keepLiterals(page + anchor, literals, length - anchor);
+  if (anchor < length) literals = copyLiterals(page + anchor, literals, length - anchor);
   countLiterals(scratch + LITERALS, literals, literalCounts, scratch + LITERAL_COUNTS_2);
   increment(literalCounts, END_OF_BLOCK);
   return sequence;

@@ -1,7 +1,7 @@
 // Snappy's raw format: no frame, no checksum.
 //
-// The length of the input as a little-endian base-128 number, then elements. The low two bits of an element's first byte
-// tell its kind:
+// The length of the input as a little-endian base-128 number, then elements. The low two bits of an element's first
+// byte tell its kind:
 //
 //   LLLLLL00                 L + 1 literals, if L < 60; else L - 59 bytes follow that hold their number less one
 //   DDDLLL01 + 8 bits        copy of 4 + L bytes, distance D * 256 + the second byte < 2048
@@ -9,7 +9,16 @@
 //
 // A longer match is several copies.
 
-import { copyLiterals, equalBytes, PLACES_BYTES, placeSlot, SHORTEST_INPUT, SKIP_SHIFT, TAIL_BYTES } from './match';
+import {
+  copyLiterals,
+  equalBytes,
+  keepPlace,
+  PLACES_BYTES,
+  placeSlot,
+  SHORTEST_INPUT,
+  SKIP_SHIFT,
+  TAIL_BYTES,
+} from './match';
 
 const LITERAL_ONE_BYTE: u32 = 60 << 2;
 const LITERAL_TWO_BYTES: u32 = 61 << 2;
@@ -51,7 +60,7 @@ function writeRun(out: usize, from: usize, count: usize): usize {
 // @ts-ignore: decorator
 @inline
 function writeLongCopy(out: usize, distance: usize, size: usize): usize {
-  store<u32>(out, LONG_COPY | ((<u32>size - 1) << 2) | (<u32>distance << 8));
+  store<u32>(out, LONG_COPY | ((<u32>size - 1) << 2) | ((<u32>distance) << 8));
   return out + 3;
 }
 
@@ -66,7 +75,7 @@ function writeMatch(out: usize, distance: usize, size: usize): usize {
     return writeLongCopy(out, distance, size);
   }
   const d = <u32>distance;
-  store<u16>(out, <u16>(SHORT_COPY | (<u32>(size - SHORT_LENGTH_LEAST) << 2) | ((d >>> 8) << 5) | (d << 8)));
+  store<u16>(out, <u16>(SHORT_COPY | ((<u32>(size - SHORT_LENGTH_LEAST)) << 2) | ((d >>> 8) << 5) | (d << 8)));
   return out + 2;
 }
 
@@ -94,6 +103,7 @@ export function encodeSnappy(page: usize, length: usize, out: usize, places: usi
       out = writeMatch(out, at - candidate, size);
       at += size;
       anchor = at;
+      keepPlace(places, page, at - 1);
     }
   }
   if (end > anchor) out = writeRun(out, anchor, end - anchor);
