@@ -7,10 +7,10 @@ import { join } from 'node:path';
 import t from 'tap';
 import { dump } from '../../lib/dump.js';
 import { findVmcoreinfo } from '../../lib/formats/vmcoreinfo.js';
-import type { PhysicalMemory } from '../../lib/physical-memory.js';
 import { openGuest } from '../../lib/sources/open.js';
 import { type GuestName, missingTools, oracleGuest } from '../guests/oracle.js';
 import { needsPython, needsTools, PYTHON, skipUnless } from '../tools.js';
+import { findBanner } from './linux-banner.js';
 
 t.setTimeout(600_000);
 
@@ -38,19 +38,6 @@ function vmcore(kind: 'plain' | 'paging'): Promise<string> {
 
 /** The upper half of the address space, where kernels are. */
 const KERNEL_HALF = 0xffff_8000_0000_0000n;
-
-/** linux_banner, found by what it says. */
-function findBanner(memory: PhysicalMemory): { paddr: number; text: string } {
-  const { base, length } = memory.regions[0]!;
-  const window = Buffer.alloc(1 << 24);
-  for (let at = base; at < base + length; at += window.length - 256) {
-    memory.read(at, window);
-    const found = window.indexOf('Linux version 6.');
-    const text = found < 0 ? '' : window.toString('latin1', found, found + 200).split('\n')[0]!;
-    if (/^Linux version \S+ \(.*\) \(.*gcc.*\) #1 SMP/.test(text)) return { paddr: at + found, text };
-  }
-  throw new Error('no linux_banner in memory');
-}
 
 t.test('readelf -a has nothing to complain of', { skip: skip || needsTools('readelf') }, async (t) => {
   for (const kind of ['plain', 'paging'] as const) {

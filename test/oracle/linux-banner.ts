@@ -1,0 +1,16 @@
+/** Linux's own words in a guest's memory, for asking a reader whether it finds them where they are. */
+
+import type { PhysicalMemory } from '../../lib/physical-memory.js';
+
+/** linux_banner, found by what it says. */
+export function findBanner(memory: PhysicalMemory): { paddr: number; text: string } {
+  const { base, length } = memory.regions[0]!;
+  const window = Buffer.alloc(1 << 24);
+  for (let at = base; at < base + length; at += window.length - 256) {
+    memory.read(at, window);
+    const found = window.indexOf('Linux version 6.');
+    const text = found < 0 ? '' : window.toString('latin1', found, found + 200).split('\n')[0]!;
+    if (/^Linux version \S+ \(.*\) \(.*gcc.*\) #1 SMP/.test(text)) return { paddr: at + found, text };
+  }
+  throw new Error('no linux_banner in memory');
+}
