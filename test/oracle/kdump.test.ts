@@ -4,7 +4,7 @@ import { execFileSync, spawnSync } from 'node:child_process';
 import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import t from 'tap';
+import t, { type Test } from 'tap';
 import { dump } from '../../lib/dump.js';
 import { decodeKdumpHeader, decodeKdumpSubHeader } from '../../lib/formats/kdump.js';
 import { findVmcoreinfo } from '../../lib/formats/vmcoreinfo.js';
@@ -25,7 +25,7 @@ const noMakedumpfile = needsTools('makedumpfile');
 
 async function open(name: GuestName): Promise<{ guest: Guest; path(file: string): string }> {
   const oracle = await oracleGuest(name);
-  return { guest: await openGuestDescription(oracle.path('guest.json')), path: oracle.path };
+  return { guest: openGuestDescription(oracle.path('guest.json')), path: oracle.path };
 }
 
 async function write(guest: Guest, name: string, codec: KdumpCodec, flattened = false): Promise<string> {
@@ -55,7 +55,7 @@ async function firstDifference(a: Guest, b: Guest): Promise<number | null> {
   return null;
 }
 
-async function sameMemory(t: Pick<typeof import('tap').default, 'equal'>, a: Guest, b: Guest): Promise<void> {
+async function sameMemory(t: Pick<Test, 'equal'>, a: Guest, b: Guest): Promise<void> {
   const blocks = (guest: Guest) => guest.blocks.reduce((sum, { length }) => sum + length, 0);
   t.equal(blocks(a), blocks(b), 'as much memory');
   t.equal(await firstDifference(a, b), null, 'the same memory');
