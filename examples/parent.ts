@@ -12,7 +12,7 @@ import { text } from 'node:stream/consumers';
 
 const target = await open(process.argv[2] ?? 'parent.vmcore', 'w', 0o600);
 const cli = new URL('../lib/cli.js', import.meta.url).pathname;
-const child = spawn(process.execPath, [cli, 'dump', 'demo:32M', '--fd', '3', '--json'], {
+const child = spawn(process.execPath, [cli, 'dump', 'demo:64M', '--fd', '3', '--json'], {
   stdio: ['ignore', 'pipe', 'inherit', target.fd],
 });
 const [output, [exitCode]] = await Promise.all([text(child.stdout!), once(child, 'exit')]);

@@ -8,7 +8,7 @@ import { pipeline } from 'node:stream/promises';
 import { createGzip } from 'node:zlib';
 import { ByteStream, demoGuest, ElfFramer, nodeStream, planElf } from '../lib/index.js';
 
-const guest = demoGuest({ memory: 32 << 20 });
+const guest = demoGuest({ memory: 64 << 20 });
 
 await pipeline(
   guest.chunks(),

@@ -550,7 +550,7 @@ t.test('random guests come out as a plain walk has them', async () => {
 });
 
 t.test('random guests translate as they are mapped', async () => {
-  await fc.assert(
+  fc.assert(
     fc.property(someTables, someCpus, (tables, cpus) => {
       const guest = randomGuest(tables, cpus.slice(0, 1));
       const [state] = guest.cpus;

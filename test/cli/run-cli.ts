@@ -1,0 +1,88 @@
+/** Runs the command line as a user does, and says how it ended. */
+
+import { type ChildProcess, type SpawnOptions, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { readdirSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import type { Test } from 'tap';
+
+/** The command line as `npm run build` made it. */
+export const CLI = fileURLToPath(new URL('../../lib/cli.js', import.meta.url));
+
+export interface CliResult {
+  readonly code: number | null;
+  readonly signal: NodeJS.Signals | null;
+  readonly stdout: Buffer;
+  readonly stderr: string;
+}
+
+export interface RunningCli {
+  readonly child: ChildProcess;
+  /** settles when the process has ended and its output has been read */
+  readonly ended: Promise<CliResult>;
+}
+
+/**
+ * tap has every process of Node's load modules of its own, by NODE_OPTIONS: that takes a second, and they handle
+ * signals. `env` hands the process over, so signals go where they should.
+ */
+const COMMAND = ['env', '-u', 'NODE_OPTIONS', process.execPath, CLI] as const;
+
+/** Starts `vmcore`; stdin is empty, stdout and stderr are collected unless `stdio` says otherwise. */
+export function startCli(args: readonly string[], options: SpawnOptions = {}): RunningCli {
+  const [env, ...rest] = COMMAND;
+  return collect(spawn(env, [...rest, ...args], { stdio: ['ignore', 'pipe', 'pipe'], ...options }));
+}
+
+/** Runs `vmcore`. */
+export function runCli(args: readonly string[], options?: SpawnOptions): Promise<CliResult> {
+  return startCli(args, options).ended;
+}
+
+/** Runs a shell script in which `$vmcore` is the command. */
+export function runShell(script: string, cwd: string): Promise<CliResult> {
+  const env = { ...process.env, vmcore: COMMAND.join(' ') };
+  return collect(spawn('bash', ['-c', script], { cwd, env, stdio: ['ignore', 'pipe', 'pipe'] })).ended;
+}
+
+function collect(child: ChildProcess): RunningCli {
+  const stdout: Buffer[] = [];
+  const stderr: Buffer[] = [];
+  child.stdout?.on('data', (data: Buffer) => stdout.push(data));
+  child.stderr?.on('data', (data: Buffer) => stderr.push(data));
+  const ended = once(child, 'close').then(([code, signal]) => ({
+    code: code as number | null,
+    signal: signal as NodeJS.Signals | null,
+    stdout: Buffer.concat(stdout),
+    stderr: Buffer.concat(stderr).toString(),
+  }));
+  return { child, ended };
+}
+
+/** Checks that a run failed as the contract has it: its exit code, nothing on stdout, one line on stderr. */
+export function checkFailure(t: Test, result: CliResult, code: number, message: RegExp, title: string): void {
+  t.equal(result.code, code, `${title}: exit code`);
+  t.equal(result.stdout.length, 0, `${title}: nothing on stdout`);
+  t.match(result.stderr, /^vmcore: [^\n]+\n$/, `${title}: one line`);
+  t.match(result.stderr, message, `${title}: the message`);
+}
+
+/** Waits for a condition that another process brings about. */
+export async function until(condition: () => boolean): Promise<void> {
+  while (!condition()) await sleep(10);
+}
+
+/** Whether a file of a folder is being written. */
+export function hasPartial(folder: string): boolean {
+  return readdirSync(folder).some((name) => name.endsWith('.partial'));
+}
+
+/** Does something for each item, some at a time: most of a short run is waiting for the process to start. */
+export async function eachOf<T>(items: readonly T[], work: (item: T) => Promise<void>): Promise<void> {
+  const rest = [...items];
+  const worker = async () => {
+    for (let item = rest.shift(); item !== undefined; item = rest.shift()) await work(item);
+  };
+  await Promise.all([worker(), worker(), worker()]);
+}
