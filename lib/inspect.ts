@@ -87,11 +87,11 @@ export async function inspect(source: string, options: OpenGuestOptions = {}): P
 
 async function inspectGuest(source: string, guest: Guest): Promise<Inspection> {
   const kdump = guest instanceof KdumpGuest ? guest : null;
-  const elf = kdump ? null : await readElfProgramHeaders(source);
+  const elf = kdump ? null : await readElfProgramHeaders(guest.name);
   const info = findVmcoreinfo(guest.notes);
   return {
     source,
-    format: kdump ? kdumpFormat(kdump) : elf ? elfFormat(elf) : sourceFormat(source),
+    format: kdump ? kdumpFormat(kdump) : elf ? elfFormat(elf) : sourceFormat(source, guest),
     architecture: guest.arch,
     cpus: guest.cpus.map(inspectCpu),
     memory: {
@@ -157,10 +157,11 @@ function inspectKdump({ headers: { header, subHeader }, pages, pageCounts }: Kdu
   };
 }
 
-function sourceFormat(source: string): string {
+function sourceFormat(source: string, guest: Guest): string {
+  if (guest.memory === null) return 'ELF core (stream)';
   if (source.startsWith('raw:')) return 'raw memory';
   if (source.startsWith('demo:')) return 'demo guest';
-  return source === '-' ? 'ELF core (stream)' : 'guest description';
+  return 'guest description';
 }
 
 function inspectCpu(cpu: CpuState): InspectedCpu {

@@ -3,7 +3,7 @@
  * interface, so that what parses a stream need not know which.
  */
 
-import { fstatSync, read } from 'node:fs';
+import { closeSync, fstatSync, read } from 'node:fs';
 import { type ConnectOpts, Socket, type SocketConstructorOpts } from 'node:net';
 import { ioError, VmcoreError } from '../errors.js';
 
@@ -15,47 +15,50 @@ export interface ByteInput {
    * @throws VmcoreError READ; ABORTED when `close` was called meanwhile
    */
   readSome(into: Uint8Array): Promise<number>;
-  /** Stops reading. A read that is under way fails at once. Closes nothing that was opened by somebody else. */
+  /** Stops reading, once and for all. A read that is under way fails at once. Closes a descriptor that is owned. */
   close(): void;
 }
 
-/** What can be read as a stream: anything async iterable (a Node or streamx Readable), or an open file descriptor. */
-export type ByteSource = AsyncIterable<Uint8Array> | { readonly fd: number } | ByteInput;
+/** An open file descriptor. */
+export interface DescriptorSource {
+  readonly fd: number;
+  /** it is closed with the input; false by default: whoever opened it closes it */
+  readonly owned?: boolean | undefined;
+}
+
+/** What can be read as a stream: anything async iterable (a Node or streamx Readable), or a descriptor. */
+export type ByteSource = AsyncIterable<Uint8Array> | DescriptorSource | ByteInput;
 
 /**
- * @param source a descriptor stays open when the input is closed; an iterable is asked to `return`
+ * @param source a descriptor stays open when the input is closed, unless it is owned; an iterable is asked to `return`
  * @throws VmcoreError READ when the descriptor is not open
  */
 export function openByteInput(source: ByteSource, name: string): ByteInput {
   if ('readSome' in source) return source;
   if (!('fd' in source) || Symbol.asyncIterator in source)
     return new IterableInput(source as AsyncIterable<Uint8Array>, name);
-  return isPipe(source.fd, name) ? new PipeInput(source.fd, name) : new FileInput(source.fd, name);
+  return isPipe(source.fd, name) ? new PipeInput(source, name) : new FileInput(source, name);
 }
 
 /** An input whose first bytes have been looked at, and come again. */
 export class PeekedInput implements ByteInput {
   readonly #input: ByteInput;
-  readonly #onClose: () => void;
   #left: Uint8Array;
 
   private constructor(
     input: ByteInput,
     /** the first bytes; fewer than asked for when the input is shorter */
     readonly start: Uint8Array,
-    onClose: () => void,
   ) {
     this.#input = input;
-    this.#onClose = onClose;
     this.#left = start;
   }
 
   /**
    * Looks at the first `count` bytes.
-   * @param onClose called when the input is closed, once: closes what was opened for it
    * @throws VmcoreError READ
    */
-  static async open(source: ByteSource, name: string, count: number, onClose = () => {}): Promise<PeekedInput> {
+  static async open(source: ByteSource, name: string, count: number): Promise<PeekedInput> {
     const input = openByteInput(source, name);
     const start = new Uint8Array(count);
     let length = 0;
@@ -63,10 +66,9 @@ export class PeekedInput implements ByteInput {
       for (let got = -1; got !== 0 && length < count; length += got) got = await input.readSome(start.subarray(length));
     } catch (error) {
       input.close();
-      onClose();
       throw error;
     }
-    return new PeekedInput(input, start.subarray(0, length), onClose);
+    return new PeekedInput(input, start.subarray(0, length));
   }
 
   async readSome(into: Uint8Array): Promise<number> {
@@ -79,7 +81,6 @@ export class PeekedInput implements ByteInput {
 
   close(): void {
     this.#input.close();
-    this.#onClose();
   }
 }
 
@@ -175,10 +176,12 @@ class PipeInput implements ByteInput {
   #arrived: (() => void) | null = null;
   #ended = false;
   #error: unknown = null;
+  readonly #owned: boolean;
   #closed = false;
 
-  constructor(fd: number, name: string) {
+  constructor({ fd, owned = false }: DescriptorSource, name: string) {
     this.#name = name;
+    this.#owned = owned;
     const callback = (count: number, buffer: Uint8Array): boolean => {
       this.#left = buffer.subarray(0, count);
       this.#arrived?.();
@@ -230,6 +233,10 @@ class PipeInput implements ByteInput {
     if (this.#closed) return;
     this.#closed = true;
     this.#waiter.fail(closedError(this.#name));
+    if (this.#owned) {
+      this.#socket.destroy();
+      return;
+    }
     // Not destroyed: that would close a descriptor that is the caller's.
     this.#socket.pause();
     this.#socket.unref();
@@ -241,11 +248,13 @@ class FileInput implements ByteInput {
   readonly #fd: number;
   readonly #name: string;
   readonly #waiter = new Waiter();
+  readonly #owned: boolean;
   #closed = false;
 
-  constructor(fd: number, name: string) {
+  constructor({ fd, owned = false }: DescriptorSource, name: string) {
     this.#fd = fd;
     this.#name = name;
+    this.#owned = owned;
   }
 
   async readSome(into: Uint8Array): Promise<number> {
@@ -259,7 +268,9 @@ class FileInput implements ByteInput {
   }
 
   close(): void {
+    if (this.#closed) return;
     this.#closed = true;
     this.#waiter.fail(closedError(this.#name));
+    if (this.#owned) closeSync(this.#fd);
   }
 }

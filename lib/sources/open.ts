@@ -79,14 +79,8 @@ async function openPath(path: string): Promise<Guest> {
 }
 
 async function openSpecial(path: string, fd: number, stat: Stats): Promise<Guest> {
-  let open = true;
-  const close = () => {
-    // The guest and its stream may both ask for it.
-    if (open) closeSync(fd);
-    open = false;
-  };
-  if (!stat.isDirectory()) return openStream({ fd }, path, close);
-  close();
+  if (!stat.isDirectory()) return openStream({ fd, owned: true }, path);
+  closeSync(fd);
   throw new VmcoreError('READ', `cannot read ${path}: is a directory`);
 }
 
@@ -104,12 +98,12 @@ async function openByContent(path: string, start: Uint8Array): Promise<Guest> {
 
 /**
  * Opens a vmcore that is a stream: ELF in one pass, kdump through a temporary file.
- * @param name    what to call it in messages
- * @param onClose called when the stream is needed no more
+ * @param source a descriptor is closed with the guest when it is `owned`
+ * @param name   what to call it in messages
  * @throws VmcoreError
  */
-export async function openStream(source: ByteSource, name: string, onClose?: () => void): Promise<Guest> {
-  const input = await PeekedInput.open(source, name, START_BYTES, onClose);
+export async function openStream(source: ByteSource, name: string): Promise<Guest> {
+  const input = await PeekedInput.open(source, name, START_BYTES);
   if (isElf(input.start)) return (await elfStream()).openElfStream(input, name);
   if (isKdumpFile(input.start)) return (await kdumpStream()).openKdumpStream(input, name);
   input.close();
