@@ -38,6 +38,8 @@ export interface DumpSummary {
   /** elf: PT_LOADs */
   readonly mappings?: number | undefined;
   readonly seconds: number;
+  /** kdump: seconds spent compressing, those of all threads added up */
+  readonly compressSeconds?: number | undefined;
   readonly warnings: readonly string[];
 }
 
@@ -87,6 +89,7 @@ export class DumpJob extends EventEmitter<{ progress: [Progress]; warning: [stri
         pages: plan.pages(sink),
         mappings: plan.mappings,
         seconds: (performance.now() - started) / 1000,
+        compressSeconds: plan.compressSeconds?.(),
         warnings: this.#warnings,
       };
     } catch (error) {
@@ -101,7 +104,8 @@ export class DumpJob extends EventEmitter<{ progress: [Progress]; warning: [stri
     const report = () => this.emit('progress', this.progress);
     sink.on('progress' as 'drain', report);
     try {
-      await pipelinePromise(guest.chunks({ pool: plan.pool, range }), tally, ...plan.stages, sink);
+      const chunks = plan.chunks?.() ?? guest.chunks({ pool: plan.pool, range });
+      await pipelinePromise(chunks, tally, ...plan.stages, sink);
     } finally {
       sink.off('progress' as 'drain', report);
     }

@@ -9,7 +9,7 @@ import type { Guest } from './guest.js';
 import type { MemoryBlock } from './physical-memory.js';
 import type { ExtentSink } from './sinks/extent-sink.js';
 import { SlabPool } from './slab-pool.js';
-import { PAGE_SIZE } from './stage.js';
+import { type Chunk, PAGE_SIZE, type Source } from './stage.js';
 import { ElfFramer } from './transforms/elf-framer.js';
 import { planElf } from './transforms/elf-layout.js';
 import type { KdumpCodec } from './transforms/kdump-layout.js';
@@ -24,6 +24,7 @@ export const FORMATS = [
   'kdump-raw-zlib',
   'kdump-raw-lzo',
   'kdump-raw-snappy',
+  'win-dmp',
 ] as const;
 export type Format = (typeof FORMATS)[number];
 
@@ -45,6 +46,8 @@ export interface DumpRequest {
   readonly threads?: number | undefined;
   /** kdump-zlib: 1, the default, is fast, more is smaller */
   readonly level?: number | undefined;
+  /** win-dmp: look for KDBG in a guest without a dump header of its driver's; true by default */
+  readonly findKdbg?: boolean | undefined;
 }
 
 /** Pages of guest memory by what became of them. */
@@ -56,6 +59,8 @@ export interface DumpedPages {
   readonly zero: number;
   /** kdump: those of `data` that are compressed */
   readonly compressed?: number;
+  /** win-dmp: those that the dump header lists and the guest does not have; they are zeros */
+  readonly missing?: number;
 }
 
 /** A request that has been thought through. */
@@ -64,6 +69,8 @@ export interface Plan {
   readonly memoryBytes: number;
   /** where the source's slabs come from: the bound on the memory that a dump uses */
   readonly pool: SlabPool;
+  /** the memory, where it is not all of the guest's in ascending order */
+  chunks?(): Source<Chunk>;
   /** from chunks to extents */
   readonly stages: readonly Duplex[];
   /** the vmcore goes backwards: its sink has to seek */
@@ -72,6 +79,8 @@ export interface Plan {
   readonly mappings?: number;
   /** what became of the pages, once the sink has them all */
   pages(sink: ExtentSink): DumpedPages;
+  /** kdump: seconds spent compressing, those of all threads added up */
+  compressSeconds?(): number;
 }
 
 /** Slabs on their way at a time, where the format has no memory of its own for them. */
@@ -84,9 +93,9 @@ export function planDump(
   context: { readonly signal: AbortSignal; onWarning(text: string): void },
 ): Promise<Plan> {
   const { format = 'elf' } = request;
-  return format === 'elf'
-    ? planElfDump(guest, request, context)
-    : planKdumpDump(guest, format, request, context.signal);
+  if (format === 'elf') return planElfDump(guest, request, context);
+  if (format === 'win-dmp') return planWinDmpDump(guest, request, context);
+  return planKdumpDump(guest, format, request, context.signal);
 }
 
 async function planElfDump(
@@ -121,7 +130,7 @@ async function resolve(
 
 async function planKdumpDump(
   guest: Guest,
-  format: Exclude<Format, 'elf'>,
+  format: Exclude<Format, 'elf' | 'win-dmp'>,
   request: DumpRequest,
   signal: AbortSignal,
 ): Promise<Plan> {
@@ -151,6 +160,42 @@ async function planKdumpDump(
     pages() {
       const { zero, stored, compressed } = compressor.counts;
       return { total: layout.pageCount, data: stored + compressed, zero, compressed };
+    },
+    compressSeconds: () => compressor.encoder.busySeconds,
+  };
+}
+
+async function planWinDmpDump(
+  guest: Guest,
+  request: DumpRequest,
+  context: { readonly signal: AbortSignal; onWarning(text: string): void },
+): Promise<Plan> {
+  if (request.paging || request.range)
+    throw new VmcoreError(
+      'USAGE',
+      'win-dmp has no place for virtual addresses or a part of the memory: paging and ranges go with elf',
+    );
+  const [{ planWinDmp }, { windowsHeader }, { WinDmpFramer }, { MemoryOverlay }, { runChunks }] = await Promise.all([
+    import('./transforms/win-dmp-layout.js'),
+    import('./transforms/find-kdbg.js'),
+    import('./transforms/win-dmp-framer.js'),
+    import('./transforms/memory-overlay.js'),
+    import('./sources/run-source.js'),
+  ]);
+  const layout = planWinDmp(guest, await windowsHeader(guest, request, context), context);
+  const pool = new SlabPool(SLABS);
+  const { signal } = context;
+  const total = (layout.size - layout.header.length) / PAGE_SIZE;
+  return {
+    memoryBytes: layout.requiredBytes,
+    pool,
+    chunks: () => runChunks(guest.memory!, layout.runs, { pool, signal }),
+    stages: [new MemoryOverlay(layout.pages, { signal }), new WinDmpFramer(layout, { signal })],
+    seeks: false,
+    pages({ totals }) {
+      const zero = Math.floor(totals.skipped / PAGE_SIZE);
+      const missing = Math.ceil(layout.missingBytes / PAGE_SIZE);
+      return { total, data: Math.max(0, total - zero), zero, missing };
     },
   };
 }

@@ -20,7 +20,7 @@ import {
 } from '../kernel/kernel.js';
 import { SLAB_BYTES, type Slab, SlabPool } from '../slab-pool.js';
 import { type Chunk, PAGE_SIZE, type PageBatch } from '../stage.js';
-import { KernelThread } from './kernel-thread.js';
+import { type KernelResult, KernelThread } from './kernel-thread.js';
 import type { PageCodecName, PageEncoder } from './page-encoder.js';
 
 /** Pages of a batch: a slab full. */
@@ -68,6 +68,7 @@ class Arena {
 export class KernelEncoder implements PageEncoder {
   readonly concurrency: number;
   readonly pool: SlabPool;
+  busySeconds = 0;
   readonly #memory: WebAssembly.Memory;
   readonly #staging: SlabPool;
   readonly #outputs: SlabPool;
@@ -121,15 +122,17 @@ export class KernelEncoder implements PageEncoder {
     const output = await this.#outputs.take();
     const out = output.bytes.byteOffset;
     const table = out + OUTPUT_BYTES;
-    let bytes: number;
+    let result: KernelResult;
     try {
-      bytes = await this.#leastBusy().encode({ pages: input.address, count, out, table });
+      result = await this.#leastBusy().encode({ pages: input.address, count, out, table });
     } catch (error) {
       this.#outputs.give(output);
       throw error;
     } finally {
       input.release();
     }
+    this.busySeconds += result.milliseconds / 1000;
+    const { bytes } = result;
     const release = () => this.#outputs.give(output);
     if (bytes === 0) {
       release();

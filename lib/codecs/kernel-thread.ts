@@ -23,8 +23,16 @@ export interface KernelJob {
   readonly table: number;
 }
 
+/** What became of a batch. */
+export interface KernelResult {
+  /** bytes of all encodings */
+  readonly bytes: number;
+  /** how long it took */
+  readonly milliseconds: number;
+}
+
 interface Pending {
-  resolve(bytes: number): void;
+  resolve(result: KernelResult): void;
   reject(error: Error): void;
 }
 
@@ -37,7 +45,7 @@ export class KernelThread {
   constructor(workerData: KernelThreadData) {
     // Loaders that the process was started with are no business of a thread that runs one file of ours.
     this.#worker = new Worker(new URL('./kernel-worker.js', import.meta.url), { workerData, execArgv: [] });
-    this.#worker.on('message', (bytes: number) => this.#pending.shift()?.resolve(bytes));
+    this.#worker.on('message', (result: KernelResult) => this.#pending.shift()?.resolve(result));
     this.#worker.on('error', (error) => this.#fail(error.message));
     this.#worker.on('exit', () => this.#fail('it ended'));
   }
@@ -47,8 +55,8 @@ export class KernelThread {
     return this.#pending.length;
   }
 
-  /** Encodes a batch. @returns bytes of all encodings */
-  encode(job: KernelJob): Promise<number> {
+  /** Encodes a batch. */
+  encode(job: KernelJob): Promise<KernelResult> {
     if (this.#failure) return Promise.reject(this.#failure);
     return new Promise((resolve, reject) => {
       this.#pending.push({ resolve, reject });

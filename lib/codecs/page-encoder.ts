@@ -12,6 +12,8 @@ export interface PageEncoder {
   readonly concurrency: number;
   /** slabs that the encoder reads without copying; null when it has no preference */
   readonly pool: SlabPool | null;
+  /** seconds spent encoding so far, those of all threads added up */
+  readonly busySeconds: number;
   /**
    * Encodes the pages of a chunk with data, and releases the chunk.
    * @throws VmcoreError when a thread has died

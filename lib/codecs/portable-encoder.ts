@@ -28,6 +28,7 @@ function compressorOf(codec: PageCodecName, level: number): Compress {
 export class PortableEncoder implements PageEncoder {
   readonly concurrency = 1;
   readonly pool = null;
+  busySeconds = 0;
   readonly #compress: Compress;
 
   /** @param level zlib only: 1 to 9 */
@@ -36,6 +37,7 @@ export class PortableEncoder implements PageEncoder {
   }
 
   async encode({ paddr, length, data, memory, release }: Chunk & { readonly data: Uint8Array }): Promise<PageBatch> {
+    const started = performance.now();
     const count = length / PAGE_SIZE;
     const kinds = new Uint8Array(count).fill(PAGE_ZERO);
     const sizes = new Uint16Array(count);
@@ -54,6 +56,7 @@ export class PortableEncoder implements PageEncoder {
         at += bytes.length;
       }
     release?.();
+    this.busySeconds += (performance.now() - started) / 1000;
     return { paddr, count, kinds, sizes, data: out.subarray(0, at), memory: memory ?? length };
   }
 

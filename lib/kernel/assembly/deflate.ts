@@ -199,10 +199,7 @@ function runLengthCode(lengthsEnd: usize, scratch: usize): usize {
   return to;
 }
 
-/**
- * The order in which the lengths of the code of code lengths are told: 16 17 18 0 8 7 9 6 10 5 11 4 12 3 13 2 14 1
- * 15.
- */
+/** Order in which the lengths of the code of code lengths are told: 16 17 18 0 8 7 9 6 10 5 11 4 12 3 13 2 14 1 15. */
 // @ts-ignore: decorator
 @inline
 function lengthOrder(index: u32): u32 {

@@ -17,7 +17,7 @@
 // that halves the output; elsewhere, other matches of three bytes gain little, and cost time.
 //
 // A match is taken lazily: as long as it is short, and one that starts a byte later is longer, that byte is a literal
-// and the later match it is. `effort` above 1 also looks at older places of the same hash, that many less one.
+// and the later match it is. `effort` is how many places of the same hash are looked at.
 //
 // The table starts as zeros, and a zero reads as place 0 with remaining hash 0. Only a word that hashes so can take
 // it for a match, and `parse` counts equal bytes from the first on, so it comes to nothing. The word 0 would hash so,
@@ -178,19 +178,22 @@ function earlierPlace(links: usize, place: usize): usize {
   return link <= PLACE_MASK ? linked : inTable;
 }
 
-/** Looks at `tries` older places of the same hash for a longer match. Gives length << PLACE_BITS | place. */
-function searchOlder(
+/**
+ * Follows the links from a place to `effort` places of the same hash for a longer match than the one that is known. Gives
+ * length << PLACE_BITS | place. Only places that this page has linked lead on, so the scratch's past does not matter.
+ */
+function longestMatch(
   page: usize,
   end: usize,
   place: usize,
   earlier: usize,
   size: usize,
-  tries: u32,
+  effort: u32,
   links: usize,
 ): u32 {
   const at = page + place;
-  let older = earlier;
-  while (tries--) {
+  let older = place;
+  while (effort--) {
     const link = load<u32>(links + (older << 2));
     if (link > PLACE_MASK) break;
     older ^= <usize>link;
@@ -241,7 +244,10 @@ export function parse(page: usize, length: usize, effort: u32, scratch: usize): 
     const block = place & ~(BLOCK - 1);
     const blockEnd = block + BLOCK;
     let starts = linkBlock(page, block, scratch) & (~(<u64>0) << (place - block));
-    if (blockEnd > placesEnd) starts &= ((<u64>1) << (<u64>(placesEnd - block))) - 1;
+    if (blockEnd > placesEnd) {
+      const placesLeft: u64 = placesEnd - block;
+      starts &= ((<u64>1) << placesLeft) - 1;
+    }
     place = blockEnd;
     while (starts) {
       let start = block + <usize>ctz(starts);
@@ -252,7 +258,7 @@ export function parse(page: usize, length: usize, effort: u32, scratch: usize): 
         continue;
       }
       if (effort > 1) {
-        const best = searchOlder(page, end, start, earlier, size, effort - 1, links);
+        const best = longestMatch(page, end, start, earlier, size, effort, links);
         size = best >>> PLACE_BITS;
         earlier = best & PLACE_MASK;
       }
@@ -264,7 +270,7 @@ export function parse(page: usize, length: usize, effort: u32, scratch: usize): 
         if (!(isStart && isOther && size < LONG_ENOUGH)) break;
         let nextSize = matchLength(page + start + 1, page + nextEarlier, end);
         if (effort > 1) {
-          const best = searchOlder(page, end, start + 1, nextEarlier, nextSize, effort - 1, links);
+          const best = longestMatch(page, end, start + 1, nextEarlier, nextSize, effort, links);
           nextSize = best >>> PLACE_BITS;
           nextEarlier = best & PLACE_MASK;
         }
