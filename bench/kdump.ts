@@ -9,6 +9,7 @@ import { mkdtempSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { roomyFolder } from '../test/guests/qemu.js';
 import { bootFullLinux } from './linux-guest.js';
+import { withMemoryFile, withTerabyte } from './memory-file.js';
 import { bestOf, heading, type Measurement, measure, measureProcess, row } from './measure.js';
 
 const CLI = new URL('../lib/cli.js', import.meta.url).pathname;
@@ -93,3 +94,16 @@ try {
 } finally {
   rmSync(folder, { recursive: true, force: true });
 }
+
+console.log('\npeak memory of our process (aim: at most 250 MiB)');
+for (const size of [2 * GIB, 5 * GIB, 10 * GIB])
+  await withMemoryFile(size, async (ram, folder) => {
+    const dump = ['dump', `raw:${ram}`, '-f', 'kdump-raw-zlib', '-o', join(folder, 'out')];
+    const { peakMiB, seconds } = await measure([process.execPath, CLI, ...dump]);
+    console.log(`  ${String(size / GIB).padStart(4)} GiB: ${peakMiB.toFixed(0)} MiB, ${seconds.toFixed(2)} s`);
+  });
+await withTerabyte(async (ram, folder) => {
+  const dump = ['dump', `raw:${ram}`, '-f', 'kdump-raw-lzo', '-o', join(folder, 'out')];
+  const { peakMiB, seconds } = await measure([process.execPath, CLI, ...dump]);
+  console.log(`  1024 GiB, a page a GiB: ${peakMiB.toFixed(0)} MiB, ${seconds.toFixed(2)} s`);
+});
