@@ -5,6 +5,7 @@ import yargs from 'yargs';
 import { hideBin } from 'yargs/helpers';
 import * as dumpCommand from './cli/dump-command.js';
 import * as inspectCommand from './cli/inspect-command.js';
+import * as qmpCommand from './cli/qmp-command.js';
 import { errnoOf, ioError, messageOf, VmcoreError } from './errors.js';
 
 const EXIT_FAILED = 1;
@@ -38,12 +39,13 @@ const parser = yargs(hideBin(process.argv))
   .usage('$0 <command>\n\nTurns the memory of a virtual machine into a vmcore.')
   .command(dumpCommand as never)
   .command(inspectCommand as never)
-  .demandCommand(1, 'say what to do: dump or inspect')
+  .command(qmpCommand as never)
+  .demandCommand(1, 'say what to do: dump, inspect or qmp')
   .strict()
   .example('$0 dump guest.json -o vmcore', 'dump the guest that a JSON file describes')
   .example('$0 dump - -o vmcore < fifo', 'keep what QEMU dumps into a FIFO')
   .example('$0 inspect vmcore', 'what is in it')
-  .epilogue('vmcore dump --help and vmcore inspect --help say more.')
+  .epilogue('vmcore dump --help, vmcore inspect --help and vmcore qmp --help say more.')
   .help()
   .alias('help', 'h')
   .version()

@@ -65,6 +65,9 @@ export interface SystemState extends Readonly<Record<SystemSegment, Segment>> {
   readonly kernelGsBase: bigint;
 }
 
+/** The debug registers; DR4 and DR5 are the same as DR6 and DR7. */
+export type DebugRegisters = Readonly<Record<'dr0' | 'dr1' | 'dr2' | 'dr3' | 'dr6' | 'dr7', bigint>>;
+
 /** One CPU's registers; 64-bit values whatever the mode. */
 export interface CpuState
   extends Readonly<Record<GeneralRegister, bigint>>,
@@ -75,6 +78,10 @@ export interface CpuState
   readonly system: SystemState | null;
   /** the A20 gate is closed: bit 20 of physical addresses reads as 0. QEMU's text tells it, a vmcore does not */
   readonly a20Masked?: boolean;
+  /** debug registers; QEMU's text tells them, a vmcore does not */
+  readonly debug?: DebugRegisters;
+  /** control and status of SSE; QEMU's text tells it, a vmcore does not */
+  readonly mxcsr?: number;
   /** the NT_PRSTATUS descriptor as the source had it, to be written back unchanged; absent when there was none */
   readonly prstatus?: Uint8Array;
 }

@@ -17,6 +17,7 @@ export {
   PhysicalMemory,
 } from './physical-memory.js';
 export { type DumpedPages, type DumpRequest, FORMATS, type Format } from './plan.js';
+export { QmpServer, type QmpServerOptions } from './qmp/server.js';
 export { ExtentSink, type SinkTotals } from './sinks/extent-sink.js';
 export { FdSink, type FdSinkOptions } from './sinks/fd-sink.js';
 export { FileSink, type FileSinkOptions } from './sinks/file-sink.js';

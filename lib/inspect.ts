@@ -7,10 +7,12 @@ import { ELFCLASS64, EM_X86_64, PT_LOAD } from './formats/elf.js';
 import { PAGE_CODEC_FLAGS } from './formats/kdump.js';
 import { findVmcoreinfo, vmcoreinfoFacts } from './formats/vmcoreinfo.js';
 import type { CpuState, Guest } from './guest.js';
+import { type InspectedWinDmp, inspectWinDmp } from './inspect-win-dmp.js';
 import { type CoreProgramHeaders, readElfProgramHeaders } from './sources/elf-core.js';
 import { KdumpGuest, type KdumpPageCounts } from './sources/kdump-core.js';
 import type { PageCensus } from './sources/kdump-pages.js';
 import { type OpenGuestOptions, openGuest } from './sources/open.js';
+import { WinDmpGuest } from './sources/win-dmp-core.js';
 import { PAGE_SIZE } from './stage.js';
 import { pagingMode } from './transforms/mapping-resolver.js';
 
@@ -63,6 +65,8 @@ export interface Inspection {
   readonly mappings: readonly InspectedMapping[];
   /** kdump: header fields by their names, and what the pages are; null for other formats */
   readonly kdump: InspectedKdump | null;
+  /** Windows: the dump header by its fields, of a crash dump or of the driver's note; null for other guests */
+  readonly winDmp: InspectedWinDmp | null;
   readonly notes: readonly { readonly name: string; readonly type: number; readonly bytes: number }[];
   /** the main facts of VMCOREINFO, null where it does not say; null when there is none */
   readonly vmcoreinfo: Readonly<Record<string, string | number | boolean | null>> | null;
@@ -88,7 +92,9 @@ export async function inspect(source: string, options: OpenGuestOptions = {}): P
 async function inspectGuest(source: string, guest: Guest): Promise<Inspection> {
   const kdump = guest instanceof KdumpGuest ? guest : null;
   const elf = kdump ? null : await readElfProgramHeaders(guest.name);
-  const info = findVmcoreinfo(guest.notes);
+  const winDmp = inspectWinDmp(guest);
+  // A Windows driver's note goes by the same name.
+  const info = winDmp ? null : findVmcoreinfo(guest.notes);
   return {
     source,
     format: kdump ? kdumpFormat(kdump) : elf ? elfFormat(elf) : sourceFormat(source, guest),
@@ -100,6 +106,7 @@ async function inspectGuest(source: string, guest: Guest): Promise<Inspection> {
     },
     mappings: elf ? virtualMappings(elf) : [],
     kdump: kdump && inspectKdump(kdump),
+    winDmp,
     notes: guest.notes.map(({ name, type, desc }) => ({ name, type, bytes: desc.length })),
     vmcoreinfo:
       info && Object.fromEntries(Object.entries(vmcoreinfoFacts(info)).map(([key, value]) => [key, plain(value)])),
@@ -159,6 +166,7 @@ function inspectKdump({ headers: { header, subHeader }, pages, pageCounts }: Kdu
 
 function sourceFormat(source: string, guest: Guest): string {
   if (guest.memory === null) return 'ELF core (stream)';
+  if (guest instanceof WinDmpGuest) return `Windows crash dump, full, ${guest.header.bits} bit`;
   if (source.startsWith('raw:')) return 'raw memory';
   if (source.startsWith('demo:')) return 'demo guest';
   return 'guest description';

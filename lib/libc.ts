@@ -11,10 +11,29 @@ export interface Libc {
   lseek(fd: number, offset: number, whence: number): number;
   /** fallocate(2) */
   fallocate(fd: number, mode: number, offset: number, length: number): number;
+  /** recvmsg(2); `message` is a `struct msghdr` */
+  recvmsg(fd: number, message: Uint8Array, flags: number): number;
+  /** epoll_create1(2) */
+  epollCreate(flags: number): number;
+  /** epoll_ctl(2); `event` is a `struct epoll_event` */
+  epollControl(epoll: number, operation: number, fd: number, event: Uint8Array): number;
+  /** epoll_wait(2) in a thread of Node's pool; settles with what it returns */
+  epollWait(epoll: number, events: Uint8Array, most: number, timeout: number): Promise<number>;
+  /** eventfd(2) */
+  eventfd(value: number, flags: number): number;
+  /** errno of the last call */
+  errno(): number;
+  /** where bytes are in memory; they stay there as long as they are referred to */
+  address(bytes: Uint8Array): bigint;
 }
 
+type Argument = number | Uint8Array;
+type Call = ((...args: Argument[]) => number) & { async(...args: unknown[]): void };
+
 interface Koffi {
-  load(name: string | null): { func(prototype: string): (...args: number[]) => number };
+  load(name: string | null): { func(prototype: string): Call };
+  errno(): number;
+  address(bytes: Uint8Array): bigint;
 }
 
 let loaded: Libc | null | undefined;
@@ -28,10 +47,22 @@ export function libc(): Libc | null {
 function load(): Libc | null {
   if (process.platform !== 'linux') return null;
   try {
-    const self = (createRequire(import.meta.url)('koffi') as Koffi).load(null);
+    const koffi = createRequire(import.meta.url)('koffi') as Koffi;
+    const self = koffi.load(null);
+    const epollWait = self.func('int epoll_wait(int epoll, void *events, int most, int timeout)');
     return {
       lseek: self.func('int64_t lseek64(int fd, int64_t offset, int whence)'),
       fallocate: self.func('int fallocate64(int fd, int mode, int64_t offset, int64_t length)'),
+      recvmsg: self.func('int64_t recvmsg(int fd, void *message, int flags)'),
+      epollCreate: self.func('int epoll_create1(int flags)'),
+      epollControl: self.func('int epoll_ctl(int epoll, int operation, int fd, void *event)'),
+      epollWait: (...args) =>
+        new Promise((resolve, reject) => {
+          epollWait.async(...args, (error: Error | null, result: number) => (error ? reject(error) : resolve(result)));
+        }),
+      eventfd: self.func('int eventfd(unsigned int value, int flags)'),
+      errno: () => koffi.errno(),
+      address: (bytes) => koffi.address(bytes),
     };
   } catch {
     return null;

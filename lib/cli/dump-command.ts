@@ -33,6 +33,7 @@ interface DumpArguments {
   threads?: number;
   codec?: 'fast' | 'portable';
   level?: number;
+  findKdbg: boolean;
   progress?: boolean;
   json: boolean;
 }
@@ -80,6 +81,11 @@ export function builder(yargs: Argv): Argv {
       describe: 'kdump: WebAssembly in threads, or plain JavaScript in one',
     })
     .option('level', { type: 'number', describe: 'kdump-zlib: 1 is fast, more is smaller' })
+    .option('find-kdbg', {
+      type: 'boolean',
+      default: true,
+      describe: "win-dmp: search the memory of a guest that has no dump header of its driver's",
+    })
     .option('threads', {
       type: 'number',
       describe: 'worker threads of formats that compress (elf has nothing to compress)',
@@ -236,7 +242,9 @@ function summaryText({
   const rate = formatSize((pages.total * 4096) / Math.max(seconds, 1e-3));
   return [
     `${output}: ${format}, ${architecture}, ${formatSize(size)}`,
-    `${pages.total} pages: ${pages.data} written, ${pages.zero} zero and left out`,
+    `${pages.total} pages: ${pages.data} written, ${pages.zero} zero and left out${
+      pages.missing ? `; ${pages.missing} are no memory of the guest's, and zeros` : ''
+    }`,
     `read ${formatSize(bytesRead)}, wrote ${formatSize(bytesWritten)} in ${seconds.toFixed(2)} s (${rate}/s)`,
   ].join('\n');
 }

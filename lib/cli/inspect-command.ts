@@ -45,6 +45,7 @@ export function inspectionText(inspection: Inspection): string {
     ...memoryLines(inspection),
     ...mappingLines(inspection),
     ...kdumpLines(inspection),
+    ...winDmpLines(inspection),
     ...noteLines(inspection),
     ...vmcoreinfoLines(inspection),
   ].join('\n');
@@ -85,6 +86,18 @@ function kdumpLines({ kdump }: Inspection): string[] {
     `pages: ${memory}: ${compressed} compressed, ${plain} plain, ${zero} zero, ${excluded} left out; ${formatSize(bytes)} in the file${ratio}`,
     'header:',
     ...Object.entries(kdump.header).map(([name, value]) => `  ${name}: ${value}`),
+  ];
+}
+
+function winDmpLines({ winDmp }: Inspection): string[] {
+  if (!winDmp) return [];
+  const { header, runs, withoutFrames } = winDmp;
+  return [
+    ...(withoutFrames ? [`context frames: none, ${withoutFrames}`] : []),
+    'dump header:',
+    ...Object.entries(header).map(([name, value]) => `  ${name}: ${value}`),
+    'runs:',
+    ...runs.map(({ base, length }) => `  ${base}  ${formatSize(length)}`),
   ];
 }
 

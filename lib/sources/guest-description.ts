@@ -308,6 +308,8 @@ function cpuOf(cpu: CpuDescription, known: CpuState | undefined): CpuState {
     ...segments,
     longMode: longModeOf(cpu, known, segments.cs),
     ...(a20Masked ? { a20Masked } : {}),
+    ...(known?.debug ? { debug: known.debug } : {}),
+    ...(known?.mxcsr === undefined ? {} : { mxcsr: known.mxcsr }),
     system: systemOf(cpu, known),
   };
 }

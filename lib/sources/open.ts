@@ -10,6 +10,7 @@ import { ioError, VmcoreError } from '../errors.js';
 import { ELFMAG } from '../formats/elf.js';
 import { FLATTENED_SIGNATURE } from '../formats/flattened.js';
 import { DISKDUMP_SIGNATURE, KDUMP_SIGNATURE } from '../formats/kdump.js';
+import { winDmpBits } from '../formats/win-dmp.js';
 import type { Guest } from '../guest.js';
 import { parseSize } from '../sizes.js';
 import { type ByteSource, PeekedInput } from './byte-input.js';
@@ -26,7 +27,6 @@ export interface OpenGuestOptions {
 
 /** What the first bytes of files are that are known, but no guest can be made of. */
 const FOREIGN_MAGIC: readonly (readonly [string, string])[] = [
-  ['PAGEDU', 'a Windows crash dump, which cannot be read yet'],
   ['\x1f\x8b', 'gzip-compressed; decompress it first, for example `zcat FILE | vmcore dump -`'],
   ['(\xb5/\xfd', 'zstd-compressed; decompress it first, for example `zstdcat FILE | vmcore dump -`'],
 ];
@@ -36,7 +36,7 @@ const START_BYTES = 64;
 
 /**
  * Opens a guest.
- * @param source a guest description (JSON), a vmcore (ELF core or kdump), `raw:FILE`, `-` (a vmcore on stdin), or `demo:`
+ * @param source a guest description (JSON), a vmcore (ELF core, kdump or full Windows crash dump), `raw:FILE`, `-` (a vmcore on stdin), or `demo:`
  * @throws VmcoreError when it cannot be read or is nothing that is known
  */
 export async function openGuest(source: string, options: OpenGuestOptions = {}): Promise<Guest> {
@@ -58,6 +58,7 @@ const elfCore = () => import('./elf-core.js');
 const elfStream = () => import('./elf-stream.js');
 const kdumpCore = () => import('./kdump-core.js');
 const kdumpStream = () => import('./kdump-stream.js');
+const winDmpCore = () => import('./win-dmp-core.js');
 const description = () => import('./guest-description.js');
 
 /** What stdin is decides: a file can seek, all else is a stream. */
@@ -87,12 +88,13 @@ async function openSpecial(path: string, fd: number, stat: Stats): Promise<Guest
 async function openByContent(path: string, start: Uint8Array): Promise<Guest> {
   if (isElf(start)) return (await elfCore()).openElfCore(path);
   if (isKdumpFile(start)) return (await kdumpCore()).openKdump(path);
+  if (winDmpBits(start)) return (await winDmpCore()).openWinDmp(path);
   if (/^\ufeff?\s*\{/.test(Buffer.from(start).toString('utf8')))
     return (await description()).openGuestDescription(path);
   throw unknownKind(
     path,
     start,
-    `${path} is neither a vmcore (ELF, kdump) nor a guest description (JSON); for raw memory say raw:${path}`,
+    `${path} is neither a vmcore (ELF, kdump, Windows crash dump) nor a guest description (JSON); for raw memory say raw:${path}`,
   );
 }
 
@@ -107,6 +109,11 @@ export async function openStream(source: ByteSource, name: string): Promise<Gues
   if (isElf(input.start)) return (await elfStream()).openElfStream(input, name);
   if (isKdumpFile(input.start)) return (await kdumpStream()).openKdumpStream(input, name);
   input.close();
+  if (winDmpBits(input.start))
+    throw new VmcoreError(
+      'UNSUPPORTED',
+      `${name} is a Windows crash dump, whose processors can be found only with random access; save it to a file`,
+    );
   throw unknownKind(name, input.start, `${name} is not a vmcore (ELF, kdump)`);
 }
 

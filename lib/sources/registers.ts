@@ -15,6 +15,7 @@
 import { VmcoreError } from '../errors.js';
 import {
   type CpuState,
+  type DebugRegisters,
   GENERAL_REGISTERS,
   type GeneralRegister,
   SEGMENT_REGISTERS,
@@ -41,13 +42,16 @@ const DESC_LIMIT_HIGH = 0x000f_0000;
 const DESC_BASE_HIGH = 0xff00_0000n;
 
 const CONTROL_REGISTERS = ['cr0', 'cr2', 'cr3', 'cr4'] as const;
+const DEBUG_REGISTERS = ['dr0', 'dr1', 'dr2', 'dr3', 'dr6', 'dr7'] as const;
 type ControlRegister = (typeof CONTROL_REGISTERS)[number];
-type ScalarName = GeneralRegister | ControlRegister | 'efer';
+type ScalarName = GeneralRegister | ControlRegister | keyof DebugRegisters | 'efer' | 'mxcsr';
 type SegmentName = SegmentRegister | SystemSegment;
 
 /** `RAX` and `EAX` are both rax: the text uses the E names outside of 64-bit code. */
 const SCALAR_BY_TEXT = new Map<string, ScalarName>([
-  ...[...GENERAL_REGISTERS, ...CONTROL_REGISTERS, 'efer' as const].map((name) => [name.toUpperCase(), name] as const),
+  ...[...GENERAL_REGISTERS, ...CONTROL_REGISTERS, ...DEBUG_REGISTERS, 'efer' as const, 'mxcsr' as const].map(
+    (name) => [name.toUpperCase(), name] as const,
+  ),
   ...GENERAL_REGISTERS.map((name) => [name.toUpperCase().replace('R', 'E'), name] as const),
   ['RFL', 'rflags'],
   ['EFL', 'rflags'],
@@ -55,7 +59,7 @@ const SCALAR_BY_TEXT = new Map<string, ScalarName>([
 
 const CPU_HEADER = /^\s*CPU#\d+/;
 /** `RAX=0000000000000000`, `R8 =…`, `CR0=80050033`; what is not a register of ours matches too and is left out. */
-const SCALAR = /\b([A-Z][A-Z0-9]{1,3}) ?=([0-9a-f]{8,16})\b/g;
+const SCALAR = /\b([A-Z][A-Z0-9]{1,4}) ?=([0-9a-f]{8,16})\b/g;
 /** `CS =0010 0000000000000000 ffffffff 00af9b00 DPL=0 CS64 [-RA]`: selector, base, limit, flags. */
 const SEGMENT = /^([C-GS]S|LDT|TR) *=([0-9a-f]{4}) ([0-9a-f]{8,16}) ([0-9a-f]{8}) ([0-9a-f]{8})\b/;
 /** `GDT=     fffffe0000001000 0000007f`: base, limit. */
@@ -180,7 +184,19 @@ function cpuState(found: Found, where: string): CpuState {
   const whole = withBaseBits(all, { longMode, protectedMode: isProtected(controls.cr0, general.rflags) });
   const { ldt, tr, gdt, idt, ...registers } = whole;
   const mode = found.a20Masked ? { longMode, a20Masked: true } : { longMode };
-  return { ...general, ...registers, ...mode, system: { ldt, tr, gdt, idt, ...controls, cr1: 0n, kernelGsBase: 0n } };
+  const mxcsr = found.scalars.get('mxcsr');
+  const rest = {
+    // Not all versions of QEMU print all of them.
+    ...(DEBUG_REGISTERS.every((name) => found.scalars.has(name)) ? { debug: scalars(DEBUG_REGISTERS) } : {}),
+    ...(mxcsr === undefined ? {} : { mxcsr: Number(mxcsr) }),
+  };
+  return {
+    ...general,
+    ...registers,
+    ...mode,
+    ...rest,
+    system: { ldt, tr, gdt, idt, ...controls, cr1: 0n, kernelGsBase: 0n },
+  };
 }
 
 /** Protected mode but not virtual-8086 mode, where segment registers work as in real mode. */

@@ -1,0 +1,149 @@
+/** Where clients come from: a UNIX socket of our own, one that was handed over, or stdin and stdout. */
+
+import { randomBytes } from 'node:crypto';
+import { linkSync, lstatSync, readFileSync, readlinkSync, type Stats, unlinkSync } from 'node:fs';
+import { connect, createServer, type Server } from 'node:net';
+import { dirname, join } from 'node:path';
+import { errnoOf, ioError, VmcoreError } from '../errors.js';
+import { type Connection, descriptorConnection, socketConnection, stdioConnection } from './connection.js';
+
+/** A place where clients come from. */
+export interface Listener {
+  /** settles when no more clients can come by themselves: the only one there can be is gone */
+  readonly ended: Promise<void>;
+  /** takes no more clients, and removes what `listen` made */
+  close(): void;
+}
+
+type Serve = (connection: Connection) => Promise<void>;
+
+/** Most clients at a time; more are turned away. */
+const MAX_CLIENTS = 256;
+
+/** Only its owner may connect to a socket of ours. */
+const PRIVATE = 0o177;
+
+/** First descriptor that systemd hands over (sd_listen_fds(3)). */
+const FIRST_PASSED = 3;
+
+const NEVER = new Promise<never>(() => {});
+
+/** Begins to listen. @throws VmcoreError */
+export async function listen(address: string, serve: Serve): Promise<Listener> {
+  if (address === 'stdio') return serveOne(stdioConnection(), serve);
+  const [, kind, rest = ''] = /^(unix|fd):(.+)$/s.exec(address) ?? [];
+  if (kind === 'unix') return listenAt(rest, serve);
+  if (kind === 'fd') return listenOn(passedDescriptor(rest), serve);
+  throw new VmcoreError('USAGE', `--listen takes unix:PATH, stdio, fd:N or fd:NAME, not ${address}`);
+}
+
+function serveOne(connection: Connection, serve: Serve): Listener {
+  return { ended: serve(connection), close: () => {} };
+}
+
+function newServer(serve: Serve): Server {
+  const server = createServer({ pauseOnConnect: true, allowHalfOpen: true }, (socket) => {
+    void serve(socketConnection(socket));
+  });
+  server.maxConnections = MAX_CLIENTS;
+  return server;
+}
+
+/**
+ * The socket is made under another name, and linked to its own: a link never replaces what came into being in the
+ * meantime, and libuv, which removes the name of its socket whatever that is by then, removes the other one.
+ */
+async function listenAt(path: string, serve: Serve): Promise<Listener> {
+  await removeStale(path);
+  const server = newServer(serve);
+  const temporary = join(dirname(path), `.${randomBytes(4).toString('hex')}`);
+  await start(server, `listen on ${path}`, () => {
+    const mask = process.umask(PRIVATE);
+    // The socket is made before this returns.
+    server.listen(temporary);
+    process.umask(mask);
+  });
+  try {
+    linkSync(temporary, path);
+  } catch (error) {
+    server.close();
+    throw ioError('WRITE', `listen on ${path}`, error);
+  }
+  unlinkSync(temporary);
+  const made = lstatSync(path);
+  return { ended: NEVER, close: () => closeServer(server, path, made) };
+}
+
+/** Removes the path, if it is still ours. */
+function closeServer(server: Server, path: string, made: Stats): void {
+  server.close();
+  const now = lstatSync(path, { throwIfNoEntry: false });
+  if (now && now.ino === made.ino && now.dev === made.dev) unlinkSync(path);
+}
+
+/** A socket that nobody listens to any more is replaced; everything else is refused. */
+async function removeStale(path: string): Promise<void> {
+  const found = lstatSync(path, { throwIfNoEntry: false });
+  if (!found) return;
+  if (!found.isSocket()) throw new VmcoreError('EXISTS', `${path} exists, and is no socket`);
+  if (await isLive(path)) throw new VmcoreError('EXISTS', `${path} is in use: another process listens there`);
+  try {
+    unlinkSync(path);
+  } catch (error) {
+    throw ioError('WRITE', `replace ${path}`, error);
+  }
+}
+
+function isLive(path: string): Promise<boolean> {
+  return new Promise((resolve) => {
+    const probe = connect(path);
+    probe.once('connect', () => {
+      probe.destroy();
+      resolve(true);
+    });
+    probe.once('error', (error) => resolve(errnoOf(error) !== 'ECONNREFUSED'));
+  });
+}
+
+async function listenOn(fd: number, serve: Serve): Promise<Listener> {
+  const doing = `listen on fd ${fd}`;
+  if (!isListening(fd, doing)) return serveOne(descriptorConnection(fd), serve);
+  const server = newServer(serve);
+  await start(server, doing, () => server.listen({ fd }));
+  return { ended: NEVER, close: () => void server.close() };
+}
+
+function start(server: Server, doing: string, begin: () => void): Promise<void> {
+  return new Promise((resolve, reject) => {
+    server.once('error', (error) => reject(ioError('READ', doing, error)));
+    server.once('listening', resolve);
+    begin();
+  });
+}
+
+/** The descriptor that is meant: a number, or a name that systemd gave one. */
+function passedDescriptor(text: string): number {
+  if (/^\d+$/.test(text)) return Number(text);
+  const { LISTEN_PID, LISTEN_FDS, LISTEN_FDNAMES = '' } = process.env;
+  const names = LISTEN_FDNAMES.split(':').slice(0, Number(LISTEN_FDS ?? 0));
+  const index = LISTEN_PID === String(process.pid) ? names.indexOf(text) : -1;
+  if (index < 0) throw new VmcoreError('USAGE', `no descriptor named ${text} was handed over (LISTEN_FDNAMES)`);
+  return FIRST_PASSED + index;
+}
+
+/** Whether a socket waits for connections (or is one): column Flags of /proc/net/unix has __SO_ACCEPTCON. */
+function isListening(fd: number, doing: string): boolean {
+  const ACCEPTS = 0x10000;
+  try {
+    const inode = /^socket:\[(\d+)\]$/.exec(readlinkSync(`/proc/self/fd/${fd}`))?.[1];
+    if (inode === undefined) throw new VmcoreError('READ', `cannot ${doing}: it is no socket`);
+    const sockets = readFileSync('/proc/net/unix', 'latin1')
+      .split('\n')
+      .map((row) => row.trim().split(/\s+/));
+    const row = sockets.find((fields) => fields[6] === inode);
+    if (!row) throw new VmcoreError('READ', `cannot ${doing}: it is no UNIX socket`);
+    return (Number.parseInt(row[3]!, 16) & ACCEPTS) !== 0;
+  } catch (error) {
+    throw ioError('READ', doing, error);
+  }
+}

@@ -1,0 +1,165 @@
+/**
+ * The protocol: greeting, negotiation, one command after the other, ids, errors, events. What commands do is not known
+ * here.
+ *
+ * Input is read as fast as commands are carried out, and answers are written as fast as they are read: a client that
+ * floods, or never reads, waits for itself.
+ */
+
+import { setImmediate as breathe } from 'node:timers/promises';
+import { messageOf } from '../errors.js';
+import { type Connection, closeAll } from './connection.js';
+import { type Json, type JsonObject, JsonStream } from './json-parser.js';
+import { jsonText, type Reply } from './json-text.js';
+import { QmpError } from './qmp-error.js';
+
+/** How long a client may take to read what it was sent last, in milliseconds. */
+const PATIENCE = 1000;
+
+/** Commands that are answered before others get their turn: a round of the event loop is worth some commands. */
+const COMMANDS_A_TURN = 64;
+
+/** What a monitor carries out. */
+export interface Backend {
+  /** what the greeting and `query-version` say */
+  readonly version: Reply;
+  /** whether there is such a command */
+  has(command: string): boolean;
+  /** @throws QmpError, or any error whose message is fit for the client */
+  execute(command: string, args: JsonObject, monitor: Monitor): Promise<Reply> | Reply;
+}
+
+const NO_ARGUMENTS: JsonObject = new Map();
+
+/** The only command before negotiation. */
+const NEGOTIATION = 'qmp_capabilities';
+
+/** One client. */
+export class Monitor {
+  #negotiated = false;
+  #oob = false;
+  #received: readonly number[] = [];
+
+  constructor(
+    private readonly connection: Connection,
+    private readonly backend: Backend,
+  ) {}
+
+  /** Serves the client until it goes. */
+  async run(): Promise<void> {
+    const messages: (Json | QmpError)[] = [];
+    const parser = new JsonStream((message) => messages.push(message));
+    await this.#send({ QMP: { version: this.backend.version, capabilities: ['oob'] } });
+    for (;;) {
+      const received = await this.connection.receive();
+      if (!received) break;
+      this.#keep(received.descriptors);
+      parser.feed(received.data);
+      await this.#answerAll(messages);
+      await breathe();
+    }
+    closeAll(this.#received);
+    this.#received = [];
+    await this.connection.finish(PATIENCE);
+  }
+
+  /** The client has agreed on capabilities. @throws QmpError when it had before */
+  negotiate(capabilities: readonly string[]): void {
+    if (this.#negotiated)
+      throw new QmpError('Capabilities negotiation is already complete, command ignored', 'CommandNotFound');
+    this.#negotiated = true;
+    this.#oob = capabilities.includes('oob');
+  }
+
+  /** The first of the descriptors that came last; the others are closed, as QEMU does. @throws QmpError */
+  takeDescriptor(): number {
+    const [first, ...others] = this.#received;
+    this.#received = [];
+    closeAll(others);
+    if (first !== undefined) return first;
+    throw new QmpError(
+      this.connection.withoutDescriptors === 'no-koffi'
+        ? 'No file descriptor can be received: the optional package koffi is missing (npm install koffi)'
+        : 'No file descriptor supplied via SCM_RIGHTS',
+    );
+  }
+
+  /** Tells the client what happened, if it is one that is told. */
+  notify(event: string, data: Reply): void {
+    if (this.#negotiated) this.connection.notify(line({ timestamp: timestamp(), event, data }));
+  }
+
+  /** Ends the connection when the client has read what it was sent. */
+  finish(): Promise<void> {
+    return this.connection.finish(PATIENCE);
+  }
+
+  /** Descriptors wait for the command that asks for them; new ones take the place of old ones. */
+  #keep(descriptors: readonly number[]): void {
+    if (descriptors.length === 0) return;
+    closeAll(this.#received);
+    this.#received = descriptors;
+  }
+
+  async #answerAll(messages: (Json | QmpError)[]): Promise<void> {
+    for (const [i, message] of messages.entries()) {
+      await this.#send(message instanceof QmpError ? failure(message, undefined) : await this.#answer(message));
+      if (i % COMMANDS_A_TURN === COMMANDS_A_TURN - 1) await breathe();
+    }
+    messages.length = 0;
+  }
+
+  async #answer(message: Json): Promise<Reply> {
+    const id = message instanceof Map ? (message.get('id') as Json | undefined) : undefined;
+    try {
+      const { command, args, oob } = checkRequest(message, this.#oob);
+      if (oob && this.backend.has(command)) throw new QmpError(`The command ${command} does not support OOB`);
+      return { return: await this.#execute(command, args), id };
+    } catch (error) {
+      return failure(error, id);
+    }
+  }
+
+  #execute(command: string, args: JsonObject): Promise<Reply> | Reply {
+    if (!this.#negotiated && command !== NEGOTIATION)
+      throw new QmpError(`Expecting capabilities negotiation with '${NEGOTIATION}'`, 'CommandNotFound');
+    if (!this.backend.has(command)) throw new QmpError(`The command ${command} has not been found`, 'CommandNotFound');
+    return this.backend.execute(command, args, this);
+  }
+
+  #send(message: Reply): Promise<void> | void {
+    return this.connection.send(line(message));
+  }
+}
+
+/** What a message asks for. @throws QmpError with QEMU's text; members are looked at in their order, as there */
+function checkRequest(message: Json, oob: boolean): { command: string; args: JsonObject; oob: boolean } {
+  if (!(message instanceof Map)) throw new QmpError('QMP input must be a JSON object');
+  let found: string | null = null;
+  for (const [name, value] of message as JsonObject) {
+    if (name === 'id') continue;
+    if (name === 'execute' || (name === 'exec-oob' && oob)) {
+      if (typeof value !== 'string') throw new QmpError(`QMP input member '${name}' must be a string`);
+      if (found) throw new QmpError(`QMP input member '${name}' clashes with '${found}'`);
+      found = name;
+    } else if (name !== 'arguments') throw new QmpError(`QMP input member '${name}' is unexpected`);
+    else if (!(value instanceof Map)) throw new QmpError("QMP input member 'arguments' must be an object");
+  }
+  if (!found) throw new QmpError("QMP input lacks member 'execute'");
+  const args = (message.get('arguments') as JsonObject | undefined) ?? NO_ARGUMENTS;
+  return { command: message.get(found) as string, args, oob: found === 'exec-oob' };
+}
+
+function failure(error: unknown, id: Json | undefined): Reply {
+  const errorClass = error instanceof QmpError ? error.errorClass : 'GenericError';
+  return { id, error: { class: errorClass, desc: messageOf(error) } };
+}
+
+function line(message: Reply): string {
+  return `${jsonText(message)}\r\n`;
+}
+
+function timestamp(): Reply {
+  const microseconds = Math.floor(1000 * (performance.timeOrigin + performance.now()));
+  return { seconds: Math.floor(microseconds / 1e6), microseconds: microseconds % 1e6 };
+}

@@ -1,0 +1,126 @@
+/** A QMP server over a guest: everything of lib/qmp put together. */
+
+import { EventEmitter } from 'node:events';
+import { readFileSync } from 'node:fs';
+import type { Guest } from '../guest.js';
+import type { DumpRequest } from '../plan.js';
+import { CommandSet } from './commands.js';
+import type { Connection } from './connection.js';
+import { Descriptors } from './descriptors.js';
+import { DumpControl } from './dump-control.js';
+import type { Reply } from './json-text.js';
+import { type Listener, listen } from './listen.js';
+import { Monitor } from './monitor.js';
+
+/** How a guest is served. */
+export interface QmpServerOptions {
+  /** `file:` paths have to be in this directory; relative ones begin there */
+  readonly directory?: string | undefined;
+  /** what QEMU does not have: ranges with kdump formats, `threads`, `dump-cancel`; false by default */
+  readonly extensions?: boolean | undefined;
+  /** what every dump is asked for, beyond what the client says: bounds, threads */
+  readonly defaults?: DumpRequest | undefined;
+}
+
+/** Serves a guest to clients that speak QEMU's monitor protocol. Emits `warning` with a text. */
+export class QmpServer extends EventEmitter<{ warning: [string] }> {
+  readonly #descriptors = new Descriptors();
+  readonly #monitors = new Set<Monitor>();
+  readonly #listeners: Listener[] = [];
+  readonly #commands: CommandSet;
+  readonly #dumps: DumpControl;
+  #onQuit: () => void = () => {};
+  #closing: Promise<void> | null = null;
+
+  /** Settles when the server is to end: a client said `quit`, or the only client there can be is gone. */
+  readonly finished = new Promise<void>((resolve) => {
+    this.#onQuit = resolve;
+  });
+
+  /** @param guest what is dumped; stays open */
+  constructor(guest: Guest, options: QmpServerOptions = {}) {
+    super();
+    const { extensions = false } = options;
+    this.#dumps = new DumpControl(guest, { ...options, descriptors: this.#descriptors });
+    this.#dumps.on('completed', (result, error) => {
+      this.#notify('DUMP_COMPLETED', { result: { ...result }, error: error ?? undefined });
+    });
+    this.#dumps.on('warning', (text) => this.emit('warning', text));
+    this.#commands = new CommandSet({
+      version: ourVersion(),
+      extensions,
+      descriptors: this.#descriptors,
+      dumps: this.#dumps,
+      quit: () => this.#quit(),
+    });
+  }
+
+  /** Makes a descriptor known as `fd:NAME`; it is the server's from here on. @throws VmcoreError */
+  addDescriptor(name: string, fd: number): void {
+    this.#descriptors.setNamed(name, fd);
+  }
+
+  /**
+   * Waits for clients.
+   * @param address `unix:PATH`, `stdio`, `fd:N`, or `fd:NAME` of what systemd handed over
+   * @throws VmcoreError
+   */
+  async listen(address: string): Promise<void> {
+    const listener = await listen(address, (connection) => this.serve(connection));
+    this.#listeners.push(listener);
+    void listener.ended.then(() => this.#onQuit());
+  }
+
+  /** Serves one client, until it is gone. */
+  async serve(connection: Connection): Promise<void> {
+    const monitor = new Monitor(connection, this.#commands);
+    this.#monitors.add(monitor);
+    await monitor.run().finally(() => this.#monitors.delete(monitor));
+  }
+
+  /** Ends: the dump that is under way leaves nothing partial, descriptors and sockets are closed. */
+  close(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  async #close(): Promise<void> {
+    for (const listener of this.#listeners) listener.close();
+    await this.#dumps.close();
+    await Promise.all([...this.#monitors].map((monitor) => monitor.finish()));
+    this.#descriptors.close();
+  }
+
+  #quit(): void {
+    // After the answer to the command itself.
+    setImmediate(() => {
+      this.#notify('SHUTDOWN', { guest: false, reason: 'host-qmp-quit' });
+      this.#onQuit();
+    });
+  }
+
+  #notify(event: string, data: Reply): void {
+    for (const monitor of this.#monitors) monitor.notify(event, data);
+  }
+}
+
+/** Our version, where QEMU says its own. */
+function ourVersion(): Reply {
+  const { version } = JSON.parse(readFileSync(packageFile(), 'utf8')) as { version: string };
+  const [major = 0, minor = 0, micro = 0] = version.split(/[.-]/).map(Number);
+  return { qemu: { micro, minor, major }, package: `vmcore ${version}` };
+}
+
+/** The package's own description, from lib/ or from dist/lib/. */
+function packageFile(): URL {
+  for (const path of ['../../package.json', '../../../package.json']) {
+    const url = new URL(path, import.meta.url);
+    try {
+      readFileSync(url);
+      return url;
+    } catch {
+      // Not here.
+    }
+  }
+  throw new Error('the package has no package.json');
+}

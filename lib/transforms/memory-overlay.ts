@@ -1,0 +1,103 @@
+/**
+ * Memory overlay: bytes that take the place of the guest's on their way into a vmcore. The guest's own memory is never
+ * written: pages that differ are copies, in a map by page frame number.
+ */
+
+import { PhysicalMemory } from '../physical-memory.js';
+import { type Chunk, PAGE_SIZE, Stage, type StageOptions } from '../stage.js';
+
+/** Whole pages that differ from the guest's, by page frame number. */
+export type OverlayPages = ReadonlyMap<number, Uint8Array>;
+
+/** The guest's memory, with writes that stay here: who reads after a write reads what was written. */
+export class OverlaidMemory extends PhysicalMemory {
+  readonly #pages = new Map<number, Uint8Array>();
+
+  /** @param memory what is under it; is not changed */
+  constructor(memory: PhysicalMemory) {
+    super(memory.regions);
+  }
+
+  /** The pages that were written to. */
+  get pages(): OverlayPages {
+    return this.#pages;
+  }
+
+  override read(paddr: number, into: Uint8Array): boolean {
+    const whole = super.read(paddr, into);
+    for (const [pfn, page] of this.#pages) {
+      const from = Math.max(paddr, pfn * PAGE_SIZE);
+      const to = Math.min(paddr + into.length, (pfn + 1) * PAGE_SIZE);
+      if (from < to) into.set(page.subarray(from - pfn * PAGE_SIZE, to - pfn * PAGE_SIZE), from - paddr);
+    }
+    return whole;
+  }
+
+  /** Writes bytes that are in one page. */
+  write(paddr: number, bytes: Uint8Array): void {
+    const pfn = Math.floor(paddr / PAGE_SIZE);
+    let page = this.#pages.get(pfn);
+    if (!page) {
+      page = new Uint8Array(PAGE_SIZE);
+      super.read(pfn * PAGE_SIZE, page);
+      this.#pages.set(pfn, page);
+    }
+    page.set(bytes, paddr - pfn * PAGE_SIZE);
+  }
+}
+
+/** Chunks in; the same chunks out, cut around the pages that are replaced. Comes before pages are aligned or compressed. */
+export class MemoryOverlay extends Stage<Chunk, Chunk> {
+  readonly #pages: OverlayPages;
+  readonly #pfns: readonly number[];
+
+  constructor(pages: OverlayPages, options?: StageOptions) {
+    super(options);
+    this.#pages = pages;
+    this.#pfns = [...pages.keys()].sort((a, b) => a - b);
+  }
+
+  protected override transform(chunk: Chunk): void {
+    const end = chunk.paddr + chunk.length;
+    const pfns = this.#pfns.filter((pfn) => (pfn + 1) * PAGE_SIZE > chunk.paddr && pfn * PAGE_SIZE < end);
+    if (pfns.length === 0) this.emitItem(chunk);
+    else for (const piece of cutAround(chunk, pfns, this.#pages)) this.emitItem(piece);
+  }
+}
+
+/** The chunk in pieces: what is replaced is a copy, the rest views of its bytes. */
+function cutAround(chunk: Chunk, pfns: readonly number[], pages: OverlayPages): Chunk[] {
+  const { paddr, length, data } = chunk;
+  const pieces: Chunk[] = [];
+  const keep = (from: number, to: number) => {
+    if (from < to)
+      pieces.push({ paddr: from, length: to - from, data: data?.subarray(from - paddr, to - paddr), release: shared });
+  };
+  const shared = chunk.release && releaseAfter(chunk.release, () => kept);
+  let at = paddr;
+  for (const pfn of pfns) {
+    const from = Math.max(paddr, pfn * PAGE_SIZE);
+    const to = Math.min(paddr + length, (pfn + 1) * PAGE_SIZE);
+    keep(at, from);
+    pieces.push({
+      paddr: from,
+      length: to - from,
+      data: pages.get(pfn)!.subarray(from - pfn * PAGE_SIZE, to - pfn * PAGE_SIZE),
+    });
+    at = to;
+  }
+  keep(at, paddr + length);
+  const kept = pieces.filter(({ release }) => release).length;
+  // All of it was replaced: nobody else will give it back.
+  if (kept === 0) chunk.release?.();
+  return pieces;
+}
+
+/** Gives bytes back when the last of those who share them has done so. */
+function releaseAfter(release: () => void, sharers: () => number): () => void {
+  let released = 0;
+  return () => {
+    released++;
+    if (released === sharers()) release();
+  };
+}
