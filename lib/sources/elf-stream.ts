@@ -31,8 +31,8 @@ import {
 import { inStreamOrder, resolveMemory, type StoredBlock } from './elf-memory.js';
 import { isXenCore } from './xen-core.js';
 
-/** How much of a stream's front is buffered at most: 2^20 program headers, the notes, and room for section headers. */
-const FRONT_LIMIT = 80 << 20;
+/** How much of a stream's front is buffered at most: 2^18 program headers, the notes, and room for section headers. */
+const FRONT_LIMIT = 32 << 20;
 /** The front's first buffer; it doubles. */
 const FRONT_START = 64 << 10;
 /** What is skipped is read into a buffer of this size. */
