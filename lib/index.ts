@@ -7,6 +7,7 @@ export { type ErrorCode, VmcoreError } from './errors.js';
 export type { ElfNote } from './formats/notes.js';
 export { encodeNote, parseNotes } from './formats/notes.js';
 export { findVmcoreinfo, parseVmcoreinfo, Vmcoreinfo } from './formats/vmcoreinfo.js';
+export { decodeWinDmpHeader, type WinDmpBits, type WinDmpHeader, type WinDmpRun } from './formats/win-dmp.js';
 export type { Architecture, ChunkOptions, CpuState, Guest, Segment, SystemState } from './guest.js';
 export { type Inspection, inspect } from './inspect.js';
 export {
@@ -34,6 +35,8 @@ export { MemorySource } from './sources/memory-source.js';
 export { type OpenGuestOptions, openGuest, openStream } from './sources/open.js';
 export { openRawMemory } from './sources/raw-memory.js';
 export { parseRegisters } from './sources/registers.js';
+export { runChunks } from './sources/run-source.js';
+export { openWinDmp, WinDmpGuest } from './sources/win-dmp-core.js';
 export {
   type Chunk,
   type Extent,
@@ -48,12 +51,22 @@ export {
 export { ByteStream } from './transforms/byte-stream.js';
 export { ElfFramer } from './transforms/elf-framer.js';
 export { type ElfLayout, type ElfLayoutOptions, planElf } from './transforms/elf-layout.js';
+export { type FindKdbgOptions, findKdbg, windowsHeader } from './transforms/find-kdbg.js';
 export { Flattener } from './transforms/flattener.js';
 export { KdumpFramer } from './transforms/kdump-framer.js';
 export { type KdumpLayout, type KdumpLayoutOptions, planKdump } from './transforms/kdump-layout.js';
 export type { Mapping } from './transforms/mapping-list.js';
 export { type ResolveOptions, resolveMappings, translate } from './transforms/mapping-resolver.js';
+export { MemoryOverlay, OverlaidMemory, type OverlayPages } from './transforms/memory-overlay.js';
 export { PageAligner } from './transforms/page-aligner.js';
 export { PageCompressor, type PageCounts } from './transforms/page-compressor.js';
 export { RangeFilter } from './transforms/range-filter.js';
+export { VirtualMemory } from './transforms/virtual-memory.js';
+export { WinDmpFramer } from './transforms/win-dmp-framer.js';
+export {
+  planWinDmp,
+  type WinDmpLayout,
+  type WinDmpLayoutOptions,
+  winDmpHeaderOf,
+} from './transforms/win-dmp-layout.js';
 export { openVmcore, VmcoreReader } from './vmcore-reader.js';

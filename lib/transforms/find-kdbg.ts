@@ -12,9 +12,9 @@ import { VmcoreError } from '../errors.js';
 import { KDBG, KDBG_MAX_SIZE, KDBG_MIN_SIZE, KDBG_TAG } from '../formats/kdbg.js';
 import {
   DUMP_TYPE_FULL,
+  decodeWinDmpHeader,
   emptyWinDmpHeader,
   LIVE_SYSTEM_DUMP,
-  decodeWinDmpHeader,
   setWinDmpFields,
   setWinDmpRuns,
   WIN_DMP_MACHINE,
@@ -24,6 +24,7 @@ import {
 } from '../formats/win-dmp.js';
 import type { CpuState, Guest } from '../guest.js';
 import { blockEnd, type MemoryBlock, type PhysicalMemory } from '../physical-memory.js';
+import { SlabPool } from '../slab-pool.js';
 import { PAGE_SIZE } from '../stage.js';
 import { pagingMode } from './mapping-resolver.js';
 import { VirtualMemory } from './virtual-memory.js';
@@ -55,11 +56,17 @@ interface Found extends Candidate {
 /** Candidates that are looked at: memory may be full of tags by chance, or by malice. */
 const MAX_CANDIDATES = 1024;
 
+/** Slabs of memory that the scan has in flight. */
+const SCAN_SLABS = 4;
+
 /** Bytes from KDBG's beginning to where the scan has seen enough of it: the end of KernBase. */
 const SEEN = KDBG.KernBase + 8;
 
 /** A kernel's image is at most so long: KDBG is looked for in it page by page. */
 const MAX_IMAGE_BYTES = 32 << 20;
+
+/** Kernels, times page tables, whose images are looked through. */
+const MAX_IMAGES = 64;
 
 /** Addresses where kernels begin (64 bit: canonical, upper half; 32 bit: 2 GiB, at times 3). */
 const KERNEL_START = { 64: 0xffff_8000_0000_0000n, 32: 0x8000_0000n } as const;
@@ -110,7 +117,8 @@ export async function windowsHeader(
 export async function findKdbg(guest: Guest, options: FindKdbgOptions = {}): Promise<Uint8Array> {
   const memory = requireMemory(guest);
   const candidates = await scan(guest, options.signal);
-  const found = candidates.flatMap((candidate) => locate(candidate, memory, guest.cpus) ?? []);
+  const images = new ImagePages();
+  const found = candidates.flatMap((candidate) => locate(candidate, memory, guest.cpus, images) ?? []);
   const [first] = found;
   if (!first) throw notFound(guest, candidates);
   if (candidates.length > 1) options.onWarning?.(chosenText(first, found, candidates));
@@ -146,7 +154,7 @@ function notFound({ name }: Guest, candidates: readonly Candidate[]): VmcoreErro
 async function scan(guest: Guest, signal: AbortSignal | undefined): Promise<Candidate[]> {
   const candidates: Candidate[] = [];
   const tag = Buffer.from(KDBG_TAG, 'latin1');
-  for await (const { paddr, data, release } of guest.chunks()) {
+  for await (const { paddr, data, release } of guest.chunks({ pool: new SlabPool(SCAN_SLABS) })) {
     if (signal?.aborted) throw new VmcoreError('ABORTED', 'the dump was aborted');
     if (data) {
       const bytes = Buffer.from(data.buffer, data.byteOffset, data.byteLength);
@@ -190,10 +198,15 @@ function kernelBits(address: bigint, block: Buffer): WinDmpBits | null {
 // ---------------------------------------------------------------------------------------------------------------------
 
 /** The first page tables that map a candidate where it was found. */
-function locate(candidate: Candidate, memory: PhysicalMemory, cpus: readonly CpuState[]): Found | null {
+function locate(
+  candidate: Candidate,
+  memory: PhysicalMemory,
+  cpus: readonly CpuState[],
+  images: ImagePages,
+): Found | null {
   for (const { cpu, cr3 } of tables(candidate.bits, memory, cpus)) {
     const virtual = new VirtualMemory(memory, cpu, candidate.bits);
-    const kdbg = ownAddress(candidate, virtual);
+    const kdbg = ownAddress(candidate, virtual, images);
     if (kdbg !== null) return { ...candidate, kdbg, virtual, DirectoryTableBase: cr3 };
   }
   return null;
@@ -231,7 +244,7 @@ function* startBlocks(memory: PhysicalMemory): Generator<bigint> {
 }
 
 /** The virtual address of a candidate: by its list, else by the kernel's image. Null when it translates elsewhere. */
-function ownAddress(candidate: Candidate, virtual: VirtualMemory): bigint | null {
+function ownAddress(candidate: Candidate, virtual: VirtualMemory, images: ImagePages): bigint | null {
   const isOwn = (address: bigint) => virtual.pieces(address, 1)?.[0]?.paddr === candidate.paddr;
   const { paddr, bits, KernBase } = candidate;
   const links = Buffer.alloc(16);
@@ -240,12 +253,32 @@ function ownAddress(candidate: Candidate, virtual: VirtualMemory): bigint | null
   // Flink.Blink, with the pointer size between them.
   const back = virtual.pointer(flink + BigInt(bits / 8));
   if (back !== null && isOwn(back)) return back;
-  const inPage = BigInt(paddr % PAGE_SIZE);
-  for (let at = 0; at < MAX_IMAGE_BYTES; at += PAGE_SIZE) {
-    const address = KernBase + BigInt(at) + inPage;
-    if (isOwn(address)) return address;
+  const page = images.of(virtual, KernBase).get(paddr - (paddr % PAGE_SIZE));
+  return page === undefined ? null : page + BigInt(paddr % PAGE_SIZE);
+}
+
+/** The pages of kernels' images by their physical addresses; looked up once for each kernel and its tables. */
+class ImagePages {
+  readonly #known = new Map<string, ReadonlyMap<number, bigint>>();
+
+  /** Empty when too many kernels have been asked for: only a hostile guest has them. */
+  of(virtual: VirtualMemory, KernBase: bigint): ReadonlyMap<number, bigint> {
+    const key = `${virtual.cpu.system?.cr3} ${KernBase}`;
+    const pages = this.#known.get(key) ?? (this.#known.size < MAX_IMAGES ? imagePages(virtual, KernBase) : new Map());
+    this.#known.set(key, pages);
+    return pages;
   }
-  return null;
+}
+
+function imagePages(virtual: VirtualMemory, KernBase: bigint): Map<number, bigint> {
+  const pages = new Map<number, bigint>();
+  for (let at = 0; at < MAX_IMAGE_BYTES; at += PAGE_SIZE) {
+    const address = BigInt.asUintN(virtual.bits, KernBase + BigInt(at));
+    const paddr = virtual.pieces(address, 1)?.[0]?.paddr;
+    // Of a page that is mapped twice the first address.
+    if (paddr !== undefined && !pages.has(paddr)) pages.set(paddr, address);
+  }
+  return pages;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -25,10 +25,12 @@ export class OverlaidMemory extends PhysicalMemory {
 
   override read(paddr: number, into: Uint8Array): boolean {
     const whole = super.read(paddr, into);
-    for (const [pfn, page] of this.#pages) {
+    for (let pfn = Math.floor(paddr / PAGE_SIZE); pfn * PAGE_SIZE < paddr + into.length; pfn++) {
+      const page = this.#pages.get(pfn);
+      if (!page) continue;
       const from = Math.max(paddr, pfn * PAGE_SIZE);
       const to = Math.min(paddr + into.length, (pfn + 1) * PAGE_SIZE);
-      if (from < to) into.set(page.subarray(from - pfn * PAGE_SIZE, to - pfn * PAGE_SIZE), from - paddr);
+      into.set(page.subarray(from - pfn * PAGE_SIZE, to - pfn * PAGE_SIZE), from - paddr);
     }
     return whole;
   }
@@ -58,10 +60,23 @@ export class MemoryOverlay extends Stage<Chunk, Chunk> {
   }
 
   protected override transform(chunk: Chunk): void {
-    const end = chunk.paddr + chunk.length;
-    const pfns = this.#pfns.filter((pfn) => (pfn + 1) * PAGE_SIZE > chunk.paddr && pfn * PAGE_SIZE < end);
+    const from = this.#firstAtOrAbove(Math.floor(chunk.paddr / PAGE_SIZE));
+    const to = this.#firstAtOrAbove(Math.ceil((chunk.paddr + chunk.length) / PAGE_SIZE));
+    const pfns = this.#pfns.slice(from, to);
     if (pfns.length === 0) this.emitItem(chunk);
     else for (const piece of cutAround(chunk, pfns, this.#pages)) this.emitItem(piece);
+  }
+
+  /** Index of the first replaced page from `pfn` on. */
+  #firstAtOrAbove(pfn: number): number {
+    let low = 0;
+    let high = this.#pfns.length;
+    while (low < high) {
+      const middle = (low + high) >>> 1;
+      if (this.#pfns[middle]! < pfn) low = middle + 1;
+      else high = middle;
+    }
+    return low;
   }
 }
 

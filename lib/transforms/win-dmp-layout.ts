@@ -123,9 +123,10 @@ function text(bytes: Uint8Array, length: number): string {
   return Buffer.from(bytes.subarray(0, length)).toString('latin1');
 }
 
-/** As C's `%.4s` prints it, in JSON. */
+/** As C's `%.4s` prints it, in JSON; but a message is one line, and moves no cursor. */
 function shown(bytes: Uint8Array): string {
-  return Buffer.from(bytes.subarray(0, 4)).toString('utf8').replace(/\0.*$/s, '');
+  const text = Buffer.from(bytes.subarray(0, 4)).toString('utf8').replace(/\0.*$/s, '');
+  return text.replaceAll(/\p{Cc}/gu, '\ufffd');
 }
 
 /** @returns which header it is */

@@ -10,8 +10,11 @@ import t, { type Test } from 'tap';
 import { dump } from '../../lib/dump.js';
 import { messageOf } from '../../lib/errors.js';
 import { NOTE_HEADER_SIZE, parseNotes } from '../../lib/formats/notes.js';
+import type { Guest } from '../../lib/guest.js';
+import { inspect } from '../../lib/inspect.js';
 import { MemoryGuest } from '../../lib/sources/memory-guest.js';
 import { openGuest } from '../../lib/sources/open.js';
+import { type CrashDump, readCrashDump } from '../crash-dump-reader.js';
 import { BufferBacking } from '../guest-fixture.js';
 import {
   type Patch,
@@ -24,6 +27,16 @@ import {
 import { needsTools } from '../tools.js';
 
 t.setTimeout(600_000);
+
+/** What the header and the kernel say of the memory (win.inc), and where the kernel is. */
+const RUNS = [
+  [0x1n, 0x9en],
+  [0x100n, 0xf00n],
+  [0x100000n, 0x1100n],
+  [0x1000n, 0x180n],
+];
+const KERNEL = 0xffff_f800_0000_0000n;
+const KERNEL_32 = 0x8040_0000n;
 
 const missing = needsTools('qemu-system-x86_64', 'as', 'ld', 'cmp');
 
@@ -54,6 +67,32 @@ function noteAt({ memory }: MemoryGuest): Uint8Array {
   return note;
 }
 
+/** Registers of a CPU as a CONTEXT has them, from the guest. */
+function contextOf({ cpus }: Guest, bits: 64 | 32): unknown {
+  return cpus.map((cpu) =>
+    bits === 64
+      ? { Rip: cpu.rip, Rsp: cpu.rsp, R15: cpu.r15, Rbx: cpu.rbx, SegSs: BigInt(cpu.ss.selector), EFlags: cpu.rflags }
+      : { Eip: cpu.rip, Esp: cpu.rsp, Ebx: cpu.rbx, SegSs: BigInt(cpu.ss.selector), EFlags: cpu.rflags },
+  );
+}
+
+/** Where guests' memory differs first, of what both have; null when it does not. */
+async function firstDifference(a: Guest, b: Guest, except: readonly number[] = []): Promise<number | null> {
+  const other = Buffer.alloc(4096);
+  const page = Buffer.alloc(4096);
+  for (const { base, length } of a.blocks)
+    for (let at = base; at < base + length; at += 4096) {
+      const same = !b.memory!.read(at, other) || (a.memory!.read(at, page) && page.equals(other));
+      if (!same && !except.includes(at)) return at;
+    }
+  return null;
+}
+
+const blockOf = ({ base, length }: { base: number; length: number }) => ({ base, length });
+
+/** Pages that have context frames in them (win.inc). */
+const FRAME_PAGES = [0x314000, 0x315000, 0x31a000, 0x31b000];
+
 function compare(t: Test, ours: string, qemus: string): void {
   const cmp = spawnSync('cmp', [ours, qemus], { encoding: 'utf8' });
   t.equal(cmp.status, 0, `every byte is QEMU's ${cmp.stdout}${cmp.stderr}`);
@@ -81,6 +120,77 @@ for (const name of WINDOWS_GUEST_NAMES)
       else compareButDebugRegisters(t, ours, windows.path('qemu.win-dmp'));
     });
 
+    await t.test('a reader of others finds it whole', async (t) => {
+      const guest = await openGuest(windows.path('guest.json'));
+      await dump(guest, { format: 'win-dmp' }, { file: ours, force: true }).finished;
+      const { bits } = WINDOWS_GUESTS[name];
+      const read = readCrashDump(ours);
+      t.match(read, { bits, runs: RUNS, hasKdbg: true, kernBase: bits === 64 ? KERNEL : KERNEL_32, trailing: 0 });
+      t.match(read.contexts, contextOf(guest, bits));
+      t.match(read.header, { BugCheckCode: 0x161n, BugCheckParameter1: 0x1001n, BugCheckParameter4: 0x1004n });
+      t.match(read.bugcheck?.readUInt32LE(), 0);
+      guest.close();
+    });
+
+    await t.test('without a note, --find-kdbg makes a dump in which the reader finds the same', async (t) => {
+      const guest = await openGuest(windows.path('guest.json'));
+      const without = Object.assign(guest, { notes: [] });
+      await dump(without, { format: 'win-dmp' }, { file: ours, force: true }).finished;
+      const found = readCrashDump(ours);
+      const qemus = readCrashDump(windows.path('qemu.win-dmp'));
+      const same = ({ runs, hasKdbg, kernBase, contexts, bugcheck, header }: CrashDump) => {
+        const { DirectoryTableBase, NumberProcessors, KdDebuggerDataBlock, PfnDataBase, MachineImageType } = header;
+        const { BugCheckCode, BugCheckParameter1, PsLoadedModuleList, PsActiveProcessHead, MinorVersion } = header;
+        // The driver's has flags in it.
+        const dtb = DirectoryTableBase! & ~0x1fn;
+        const lists = { PsLoadedModuleList, PsActiveProcessHead, PfnDataBase, KdDebuggerDataBlock };
+        const bugchecks = { BugCheckCode, BugCheckParameter1, bugcheck };
+        const versions = { MajorVersion: header['MajorVersion'], MinorVersion, MachineImageType, NumberProcessors };
+        return { runs, hasKdbg, kernBase, contexts, dtb, ...lists, ...bugchecks, ...versions };
+      };
+      t.strictSame(same(found), same(qemus));
+      await t.rejects(dump(without, { format: 'win-dmp', findKdbg: false }, { file: ours, force: true }).finished, {
+        message: 'win-dump: invalid vmcoreinfo note size',
+      });
+      guest.close();
+    });
+
+    await t.test('elf to win-dmp to elf: the same memory, and back again the same dump', async (t) => {
+      const [elf, again] = [`${ours}.elf`, `${ours}.again`];
+      const original = await openGuest(windows.path('qemu.elf'));
+      await dump(original, { format: 'win-dmp' }, { file: ours, force: true }).finished;
+      const crash = await openGuest(ours);
+      await dump(crash, { format: 'elf' }, { file: elf, force: true }).finished;
+      const back = await openGuest(elf);
+      t.same(back.blocks.map(blockOf), crash.blocks.map(blockOf));
+      t.equal(await firstDifference(back, original, FRAME_PAGES), null);
+      t.same(
+        back.cpus.map(({ rip, rsp, rax, r9, rflags }) => ({ rip, rsp, rax, r9, rflags })),
+        original.cpus.map(({ rip, rsp, rax, r9, rflags }) => ({ rip, rsp, rax, r9, rflags })),
+      );
+      await dump(back, { format: 'win-dmp' }, { file: again, force: true }).finished;
+      compareButDebugRegisters(t, ours, again, false);
+      for (const guest of [original, crash, back]) guest.close();
+    });
+
+    await t.test('inspect names every field', async (t) => {
+      const { winDmp, format, cpus } = await inspect(windows.path('qemu.win-dmp'));
+      const { bits } = WINDOWS_GUESTS[name];
+      const read = readCrashDump(windows.path('qemu.win-dmp'));
+      t.equal(format, `Windows crash dump, full, ${bits} bit`);
+      t.equal(winDmp!.runs.length, 4);
+      t.equal(cpus.length, WINDOWS_GUESTS[name].cpus);
+      const spelled = new Map(Object.entries(winDmp!.header).map(([field, value]) => [field.toLowerCase(), value]));
+      for (const [field, value] of Object.entries(read.header)) {
+        if (/^(pad|unused|spare|reserved|signature|validdump)/i.test(field)) continue;
+        const ours = spelled.get(field.toLowerCase());
+        t.not(ours, undefined, field);
+        const low = bits === 32 && field === 'RequiredDumpSpace' ? value & 0xffff_ffffn : value;
+        t.equal(BigInt(ours ?? -1), low, `${field} is what the reader has`);
+      }
+      t.match(await inspect(windows.path('qemu.elf')), { winDmp: { header: { Signature: 'PAGE' } }, vmcoreinfo: null });
+    });
+
     for (const { about, patches, file, error } of windows.manifest.cases)
       await t.test(`${about}${error ? `: ${error}` : ''}`, async (t) => {
         const guest = await patchedGuest(windows, patches);
@@ -106,15 +216,16 @@ for (const name of WINDOWS_GUEST_NAMES)
  * The second CPU has debug registers and an MXCSR that no vmcore tells (ours then says what a reset leaves): in its
  * frame only these differ. The frame is at 0x315e80, the run with it begins at page 0x100 behind 0x9e others.
  */
-function compareButDebugRegisters(t: Test, ours: string, qemus: string): void {
+function compareButDebugRegisters(t: Test, ours: string, qemus: string, differ = true): void {
   const [a, b] = [readFileSync(ours), readFileSync(qemus)];
   const frame = 0x2000 + 0x9e * 0x1000 + (0x315e80 - 0x100000);
   const mxcsrs = [frame + 0x34, frame + 0x118];
-  t.same(
-    mxcsrs.map((at) => b.readUInt32LE(at)),
-    [0x1fa0, 0x1fa0],
-  );
-  t.equal(b.readUInt32LE(frame + 0x48), 0x12345678, "QEMU's has DR0");
+  if (differ)
+    t.same(
+      [...mxcsrs, frame + 0x48].map((at) => b.readUInt32LE(at)),
+      [0x1fa0, 0x1fa0, 0x12345678],
+      "QEMU's has them",
+    );
   for (const file of [a, b]) {
     for (const at of mxcsrs) file.fill(0, at, at + 4);
     file.fill(0, frame + 0x48, frame + 0x78);
