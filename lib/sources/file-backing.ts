@@ -89,9 +89,11 @@ export class FileBacking implements Backing {
   /** A read that returns nothing has met the end of the file: it was cut, or has shrunk since it was opened. */
   #checkCount(count: number, offset: number, wanted: number): number {
     if (count > 0) return count;
+    // Reading runs ahead: what was read before the file shrank may lie behind its end by now.
+    const end = Math.min(offset, fstatSync(this.#fd).size);
     throw new VmcoreError(
       'TRUNCATED',
-      `${this.name} ends at byte ${offset}, but ${wanted} more bytes of memory belong there; the file is cut or has shrunk`,
+      `${this.name} ends at byte ${end}, but ${offset + wanted - end} more bytes of memory belong there; the file is cut or has shrunk`,
     );
   }
 }
