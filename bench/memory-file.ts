@@ -44,7 +44,10 @@ export async function withTerabyte(work: (ram: string, folder: string) => Promis
 }
 
 /** Makes a memory file in a folder of its own, does something with it, and removes both. */
-export async function withMemoryFile(size: number, work: (ram: string, folder: string) => Promise<void>): Promise<void> {
+export async function withMemoryFile(
+  size: number,
+  work: (ram: string, folder: string) => Promise<void>,
+): Promise<void> {
   const folder = mkdtempSync(join(roomyFolder(size), 'vmcore-bench-'));
   try {
     const ram = join(folder, 'ram');

@@ -17,9 +17,7 @@ import { Tally } from './transforms/tally.js';
 
 /** Where a dump goes: a file by its path, an open descriptor, or a sink of the caller's. */
 export type DumpTarget =
-  | ({ readonly file: string } & FileSinkOptions)
-  | ({ readonly fd: number } & FdSinkOptions)
-  | ExtentSink;
+  ({ readonly file: string } & FileSinkOptions) | ({ readonly fd: number } & FdSinkOptions) | ExtentSink;
 
 /** What was made. */
 export interface DumpSummary {

@@ -70,8 +70,7 @@ export type DebugRegisters = Readonly<Record<'dr0' | 'dr1' | 'dr2' | 'dr3' | 'dr
 
 /** One CPU's registers; 64-bit values whatever the mode. */
 export interface CpuState
-  extends Readonly<Record<GeneralRegister, bigint>>,
-    Readonly<Record<SegmentRegister, Segment>> {
+  extends Readonly<Record<GeneralRegister, bigint>>, Readonly<Record<SegmentRegister, Segment>> {
   /** EFER.LMA: the CPU is in long mode (64-bit or compatibility) */
   readonly longMode: boolean;
   /** control registers and tables; null when the source had nothing but NT_PRSTATUS (/proc/vmcore, VirtualBox) */

@@ -10,13 +10,7 @@ export { findVmcoreinfo, parseVmcoreinfo, Vmcoreinfo } from './formats/vmcoreinf
 export { decodeWinDmpHeader, type WinDmpBits, type WinDmpHeader, type WinDmpRun } from './formats/win-dmp.js';
 export type { Architecture, ChunkOptions, CpuState, Guest, Segment, SystemState } from './guest.js';
 export { type Inspection, inspect } from './inspect.js';
-export {
-  type Backing,
-  type DataRun,
-  type MemoryBlock,
-  type MemoryRegion,
-  PhysicalMemory,
-} from './physical-memory.js';
+export { type Backing, type DataRun, type MemoryBlock, type MemoryRegion, PhysicalMemory } from './physical-memory.js';
 export { type DumpedPages, type DumpRequest, FORMATS, type Format } from './plan.js';
 export { QmpServer, type QmpServerOptions } from './qmp/server.js';
 export { ExtentSink, type SinkTotals } from './sinks/extent-sink.js';

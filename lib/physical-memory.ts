@@ -82,7 +82,7 @@ export class PhysicalMemory {
    */
   read(paddr: number, into: Uint8Array): boolean {
     let whole = true;
-    for (let done = 0; done < into.length; ) {
+    for (let done = 0; done < into.length;) {
       const at = paddr + done;
       const index = lastIndexAtOrBelow(this.regions, at);
       const region = this.regions[index];

@@ -110,7 +110,7 @@ function read(fd: number): CrashDump {
   const translate = bits === 64 ? walk4 : header['PaeEnabled'] === 1n ? walkPae : walk2;
   const virtual = (address: bigint, length: number): Buffer | null => {
     const parts: Buffer[] = [];
-    for (let at = address, left = length; left > 0; ) {
+    for (let at = address, left = length; left > 0;) {
       const inPage = Number(at & 0xfffn);
       const physical = translate(page, header['DirectoryTableBase']!, at);
       const whole = physical === null ? null : page(physical);

@@ -70,7 +70,7 @@ export function encodeNote(name: string, type: number, desc: Uint8Array): ElfNot
 export function parseNotes(bytes: Uint8Array, where: string): ElfNote[] {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const notes: ElfNote[] = [];
-  for (let at = 0; at + NOTE_HEADER_SIZE <= bytes.length; ) {
+  for (let at = 0; at + NOTE_HEADER_SIZE <= bytes.length;) {
     const nameSize = view.getUint32(at, true);
     const descSize = view.getUint32(at + 4, true);
     const type = view.getUint32(at + 8, true);

@@ -18,20 +18,31 @@ export const TOKEN_KEYWORD = 4;
 /** Most bytes of tokens that a message may have; QEMU's MAX_TOKEN_SIZE. */
 export const MAX_TOKEN_BYTES = 64 << 20;
 
-/** Bytes that a list keeps when it is emptied. */
-const KEPT_BYTES = 1 << 20;
-const FIRST_BYTES = 1 << 12;
+/** Bytes that are taken at a time; how far a message may exceed its bound before that is seen. */
+const STEP_BYTES = 1 << 16;
 
-/** Bytes, collected. */
+/** More than so many bytes are kept in memory that can be given back at once, without waiting for a collector. */
+const SMALL_BYTES = 1 << 16;
+
+/** Memory that grows and shrinks in place: ES2024, which Node 20 has. */
+export type ResizableBuffer = ArrayBuffer & { resize(length: number): void };
+export const ResizableBuffer = ArrayBuffer as unknown as new (
+  length: number,
+  options: { maxByteLength: number },
+) => ResizableBuffer;
+
+/** Bytes of a message, collected. */
 export class ByteList {
-  #bytes = new Uint8Array(FIRST_BYTES);
+  readonly #small = new Uint8Array(SMALL_BYTES);
+  #large: ResizableBuffer | null = null;
+  #bytes = this.#small;
   #length = 0;
 
   get length(): number {
     return this.#length;
   }
 
-  /** Appends the bytes of `data` from `start` up to `end`. */
+  /** Appends the bytes of `data` from `start` up to `end`; STEP_BYTES at most. */
   append(data: Uint8Array, start: number, end: number): void {
     this.#reserve(this.#length + end - start);
     this.#bytes.set(data.subarray(start, end), this.#length);
@@ -52,14 +63,19 @@ export class ByteList {
   /** Forgets the bytes, and gives back what many of them needed. */
   clear(): void {
     this.#length = 0;
-    if (this.#bytes.length > KEPT_BYTES) this.#bytes = new Uint8Array(FIRST_BYTES);
+    this.#bytes = this.#small;
+    this.#large?.resize(0);
+    this.#large = null;
   }
 
   #reserve(length: number): void {
     if (length <= this.#bytes.length) return;
-    const larger = new Uint8Array(Math.max(length, 2 * this.#bytes.length));
-    larger.set(this.slice(0));
-    this.#bytes = larger;
+    const before = this.slice(0);
+    const isFirst = this.#large === null;
+    this.#large ??= new ResizableBuffer(0, { maxByteLength: MAX_TOKEN_BYTES + 2 * STEP_BYTES });
+    this.#large.resize(Math.min(2 * length, MAX_TOKEN_BYTES + 2 * STEP_BYTES));
+    this.#bytes = new Uint8Array(this.#large);
+    if (isFirst) this.#bytes.set(before);
   }
 }
 
@@ -126,7 +142,7 @@ export class JsonLexer {
 
   /** Takes the next bytes. */
   feed(data: Uint8Array): void {
-    for (let at = 0; at < data.length; ) {
+    for (let at = 0; at < data.length;) {
       at = this.#step(data, at);
       if (this.bytes.length > MAX_TOKEN_BYTES) this.#overflow();
     }
@@ -168,11 +184,12 @@ export class JsonLexer {
   }
 
   #string(data: Uint8Array, start: number): number {
+    const end = Math.min(data.length, start + STEP_BYTES);
     let at = start;
     let byte = data[at]!;
-    while (at < data.length && isText(byte) && byte !== this.#quote && byte !== BACKSLASH) byte = data[++at]!;
+    while (at < end && isText(byte) && byte !== this.#quote && byte !== BACKSLASH) byte = data[++at]!;
     this.bytes.append(data, start, at);
-    if (at === data.length) return at;
+    if (at === end) return at;
     if (byte === BACKSLASH) return this.#take(byte, State.Escape, at);
     if (byte !== this.#quote) return this.#stray(byte, at);
     this.bytes.push(byte);

@@ -5,7 +5,7 @@
  * to QEMU, and ids have 64 bits), objects are Maps (a key may be `__proto__`).
  */
 
-import { JsonLexer, TOKEN_FLOAT, TOKEN_INTEGER, TOKEN_KEYWORD, TOKEN_STRING } from './json-lexer.js';
+import { JsonLexer, ResizableBuffer, TOKEN_FLOAT, TOKEN_INTEGER, TOKEN_KEYWORD, TOKEN_STRING } from './json-lexer.js';
 import { QmpError } from './qmp-error.js';
 
 /** A value of a message: integers of 64 bits are bigints, all other numbers are numbers. */
@@ -33,9 +33,7 @@ const [LEFT_BRACE, RIGHT_BRACE, LEFT_BRACKET, RIGHT_BRACKET, COLON, COMMA] = [..
 export class JsonStream {
   readonly #lexer: JsonLexer;
   readonly #emit: (message: Json | QmpError) => void;
-  /** kinds of tokens, and where their bytes begin */
-  #kinds: number[] = [];
-  #starts: number[] = [];
+  readonly #tokens = new TokenList();
   #braces = 0;
   #brackets = 0;
 
@@ -59,14 +57,13 @@ export class JsonStream {
     else if (kind === RIGHT_BRACE) this.#braces--;
     else if (kind === LEFT_BRACKET) this.#brackets++;
     else if (kind === RIGHT_BRACKET) this.#brackets--;
-    if (this.#kinds.length >= MAX_TOKENS) this.#fail('JSON token count limit exceeded');
+    if (this.#tokens.length >= MAX_TOKENS) this.#fail('JSON token count limit exceeded');
     else if (this.#braces + this.#brackets > MAX_NESTING) this.#fail('JSON nesting depth limit exceeded');
     else this.#add(kind, start);
   }
 
   #add(kind: number, start: number): void {
-    this.#kinds.push(kind);
-    this.#starts.push(start);
+    this.#tokens.push(kind, start);
     const open = this.#braces > 0 || this.#brackets > 0;
     const isWhole = !open || this.#braces < 0 || this.#brackets < 0;
     if (isWhole) this.#finish(this.#parse());
@@ -74,7 +71,7 @@ export class JsonStream {
 
   #parse(): Json | QmpError {
     try {
-      return new TokenParser(this.#kinds, this.#starts, this.#lexer.bytes.slice(0)).value();
+      return new TokenParser(this.#tokens, this.#lexer.bytes.slice(0)).value();
     } catch (error) {
       if (error instanceof QmpError) return error;
       throw error;
@@ -86,8 +83,7 @@ export class JsonStream {
   }
 
   #finish(message: Json | QmpError): void {
-    this.#kinds = [];
-    this.#starts = [];
+    this.#tokens.clear();
     this.#braces = 0;
     this.#brackets = 0;
     this.#lexer.bytes.clear();
@@ -95,11 +91,58 @@ export class JsonStream {
   }
 }
 
+/** Kinds of tokens, and where their bytes begin, in memory that can be given back at once. */
+class TokenList {
+  readonly #buffer = new ResizableBuffer(0, { maxByteLength: MAX_TOKENS * TOKEN_BYTES });
+  readonly #tokens = new Float64Array(this.#buffer);
+  #length = 0;
+
+  get length(): number {
+    return this.#length;
+  }
+
+  push(kind: number, start: number): void {
+    if (this.#length === this.#tokens.length)
+      this.#buffer.resize(Math.min(Math.max(FEW_TOKENS, 2 * this.#length), MAX_TOKENS) * TOKEN_BYTES);
+    this.#tokens[this.#length++] = start * KINDS + kind;
+  }
+
+  kind(i: number): number {
+    return this.#tokens[i]! % KINDS;
+  }
+
+  /** Undefined behind the last token. */
+  start(i: number): number | undefined {
+    return i < this.#length ? Math.floor(this.#tokens[i]! / KINDS) : undefined;
+  }
+
+  clear(): void {
+    this.#length = 0;
+    if (this.#tokens.length > FEW_TOKENS) this.#buffer.resize(FEW_TOKENS * TOKEN_BYTES);
+  }
+}
+
+/** Kinds of tokens are less than this. */
+const KINDS = 128;
+const TOKEN_BYTES = 8;
+const FEW_TOKENS = 512;
+
 /** As C has it, the text ends at a zero. */
 function strayText(bytes: Uint8Array): string {
   const end = bytes.indexOf(0);
   const shown = bytes.subarray(0, Math.min(end < 0 ? bytes.length : end, STRAY_SHOWN));
-  return Buffer.from(shown).toString('utf8');
+  return Buffer.from(shown).toString('latin1').replace(ENCODED_CHARACTER, decodeCharacter);
+}
+
+/** What QEMU takes for one encoded character, right or wrong: up to six bytes, as UTF-8 once had. */
+const ENCODED_CHARACTER =
+  /[\xc0-\xdf][\x80-\xbf]?|[\xe0-\xef][\x80-\xbf]{0,2}|[\xf0-\xf7][\x80-\xbf]{0,3}|[\xf8-\xfb][\x80-\xbf]{0,4}|[\xfc\xfd][\x80-\xbf]{0,5}|[\x80-\xff]/g;
+
+/** @param bytes as Latin-1 */
+function decodeCharacter(bytes: string): string {
+  if (bytes === '\xc0\x80') return '\0';
+  const character = decodeUtf8(Buffer.from(bytes, 'latin1'));
+  return character === null || NONCHARACTER.test(character) ? '\ufffd' : character;
 }
 
 const syntaxError = (what: string) => new QmpError(`JSON parse error, ${what}`);
@@ -120,8 +163,7 @@ class TokenParser {
   #next = 0;
 
   constructor(
-    private readonly kinds: readonly number[],
-    private readonly starts: readonly number[],
+    private readonly tokens: TokenList,
     private readonly bytes: Uint8Array,
   ) {}
 
@@ -176,9 +218,8 @@ class TokenParser {
   }
 
   #kind(): number {
-    const kind = this.kinds[this.#next];
-    if (kind === undefined) throw syntaxError('premature EOI');
-    return kind;
+    if (this.#next >= this.tokens.length) throw syntaxError('premature EOI');
+    return this.tokens.kind(this.#next);
   }
 
   #skip(kind: number): boolean {
@@ -189,7 +230,7 @@ class TokenParser {
 
   #bytes(): Uint8Array {
     const at = this.#next++;
-    return this.bytes.subarray(this.starts[at]!, this.starts[at + 1]);
+    return this.bytes.subarray(this.tokens.start(at), this.tokens.start(at + 1));
   }
 
   #text(): string {
@@ -233,10 +274,10 @@ const NONCHARACTER = /\p{Noncharacter_Code_Point}|\p{Surrogate}/u;
 
 /** The text of a string token, its quotes around it. */
 function decodeString(token: Uint8Array): string {
-  const bytes = Buffer.from(token.buffer, token.byteOffset, token.length);
+  const bytes = Buffer.from(token);
   const end = bytes.length - 1;
   let text = '';
-  for (let at = 1; at < end; ) {
+  for (let at = 1; at < end;) {
     const backslash = bytes.indexOf(code('\\'), at);
     const plainEnd = backslash < 0 ? end : backslash;
     text += decodePlain(bytes.subarray(at, plainEnd));
@@ -252,7 +293,7 @@ const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
 
 function decodePlain(bytes: Buffer): string {
   const parts: string[] = [];
-  for (let at = 0; ; ) {
+  for (let at = 0; ;) {
     const zero = bytes.indexOf(ENCODED_ZERO, at);
     const text = decodeUtf8(bytes.subarray(at, zero < 0 ? bytes.length : zero));
     if (text === null || NONCHARACTER.test(text)) throw syntaxError('invalid UTF-8 sequence in string');

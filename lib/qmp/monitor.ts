@@ -50,17 +50,18 @@ export class Monitor {
     const messages: (Json | QmpError)[] = [];
     const parser = new JsonStream((message) => messages.push(message));
     await this.#send({ QMP: { version: this.backend.version, capabilities: ['oob'] } });
-    for (;;) {
-      const received = await this.connection.receive();
-      if (!received) break;
-      this.#keep(received.descriptors);
-      parser.feed(received.data);
-      await this.#answerAll(messages);
-      await breathe();
+    try {
+      for (let received = await this.connection.receive(); received; received = await this.connection.receive()) {
+        this.#keep(received.descriptors);
+        parser.feed(received.data);
+        await this.#answerAll(messages);
+        await breathe();
+      }
+    } finally {
+      closeAll(this.#received);
+      this.#received = [];
+      await this.connection.finish(PATIENCE);
     }
-    closeAll(this.#received);
-    this.#received = [];
-    await this.connection.finish(PATIENCE);
   }
 
   /** The client has agreed on capabilities. @throws QmpError when it had before */

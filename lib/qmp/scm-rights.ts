@@ -47,6 +47,8 @@ const EPOLLIN = 0x1;
 const EPOLLRDHUP = 0x2000;
 const EPOLLET = 0x80000000;
 const CLOSE_ON_EXEC = 0o2000000;
+/** A process that exits waits for its threads: no longer than this, in milliseconds. */
+const LONGEST_WAIT = 500;
 /** More than a `struct epoll_event` is anywhere. */
 const EPOLL_EVENT_BYTES = 16;
 
@@ -66,6 +68,7 @@ class Readiness {
   readonly #libc: Libc;
   readonly #waiting = new Set<() => void>();
   readonly #event = Buffer.alloc(EPOLL_EVENT_BYTES);
+  readonly #interrupts: number[] = [];
   #epoll = -1;
   #watched = 0;
 
@@ -107,23 +110,20 @@ class Readiness {
   async #run(): Promise<void> {
     const events = Buffer.alloc(EPOLL_EVENT_BYTES);
     while (this.#watched > 0) {
-      await this.#libc.epollWait(this.#epoll, events, 1, -1);
+      await this.#libc.epollWait(this.#epoll, events, 1, LONGEST_WAIT);
+      for (const fd of this.#interrupts.splice(0)) closeSync(fd);
       this.wake();
     }
     closeSync(this.#epoll);
     this.#epoll = -1;
   }
 
-  /** A descriptor that is readable from the start ends the wait. */
+  /** A descriptor that is readable from the start ends the wait; it must not be closed before. */
   #interrupt(): void {
     const readable = this.#libc.eventfd(1, CLOSE_ON_EXEC);
+    this.#interrupts.push(readable);
     this.#libc.epollControl(this.#epoll, EPOLL_CTL_ADD, readable, this.#event);
-    closeAfterWait(readable, this.wait());
   }
-}
-
-function closeAfterWait(fd: number, waited: Promise<void>): void {
-  void waited.then(() => closeSync(fd));
 }
 
 let readiness: Readiness | null = null;
@@ -184,7 +184,7 @@ export class DescriptorReader {
   #descriptors(): number[] {
     const found: number[] = [];
     const length = Number(this.#message.readBigUInt64LE(MSGHDR_CONTROL_LENGTH));
-    for (let at = 0; at + CMSG_DATA <= length; ) {
+    for (let at = 0; at + CMSG_DATA <= length;) {
       const size = Number(this.#control.readBigUInt64LE(at));
       if (size < CMSG_DATA) break;
       const isRights =

@@ -2,6 +2,7 @@
 
 import { EventEmitter } from 'node:events';
 import { readFileSync } from 'node:fs';
+import { messageOf } from '../errors.js';
 import type { Guest } from '../guest.js';
 import type { DumpRequest } from '../plan.js';
 import { CommandSet } from './commands.js';
@@ -75,7 +76,9 @@ export class QmpServer extends EventEmitter<{ warning: [string] }> {
   async serve(connection: Connection): Promise<void> {
     const monitor = new Monitor(connection, this.#commands);
     this.#monitors.add(monitor);
-    await monitor.run().finally(() => this.#monitors.delete(monitor));
+    // A client that brings out a defect of ours must not take the others with it.
+    await monitor.run().catch((error) => this.emit('warning', messageOf(error)));
+    this.#monitors.delete(monitor);
   }
 
   /** Ends: the dump that is under way leaves nothing partial, descriptors and sockets are closed. */

@@ -31,7 +31,7 @@ export async function writeFully(
   signal?: AbortSignal,
 ): Promise<void> {
   let wait = SHORTEST_WAIT;
-  for (let done = 0; done < data.length; ) {
+  for (let done = 0; done < data.length;) {
     try {
       done += await writeOnce(fd, data.subarray(done), position === null ? null : position + done);
       wait = SHORTEST_WAIT;

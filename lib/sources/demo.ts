@@ -199,7 +199,7 @@ class PageTables {
 
   /** Maps `length` bytes with the largest pages that alignment allows, as Linux maps all memory. */
   mapRange(virtual: bigint, physical: number, length: number, flags: bigint): void {
-    for (let done = 0; done < length; ) {
+    for (let done = 0; done < length;) {
       const at = physical + done;
       const fits = (size: number) => at % size === 0 && length - done >= size;
       const size = [HUGE_PAGE, LARGE_PAGE].find(fits) ?? PAGE_SIZE;
@@ -442,7 +442,7 @@ class DemoMemory implements Backing {
   }
 
   readSync(offset: number, into: Uint8Array): void {
-    for (let done = 0; done < into.length; ) {
+    for (let done = 0; done < into.length;) {
       const inTile = (offset + done) % TILE_BYTES;
       const part = into.subarray(done, done + TILE_BYTES - inTile);
       fillFromTile((offset + done - inTile) / TILE_BYTES, inTile, part);

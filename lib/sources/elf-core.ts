@@ -48,9 +48,8 @@ async function readCore(file: FileBacking, limits: ElfLimits): Promise<Guest> {
   const reader = readerOf(file);
   const headers = await readHeaders(reader, await readElfHeader(reader), limits);
   checkStored(file, headers.loads);
-  const regions = resolveMemory(file.name, headers, limits).map(
-    ({ base, length, offset }): MemoryRegion =>
-      offset === null ? { base, length, backing: null, offset: 0 } : { base, length, backing: file, offset },
+  const regions = resolveMemory(file.name, headers, limits).map(({ base, length, offset }): MemoryRegion =>
+    offset === null ? { base, length, backing: null, offset: 0 } : { base, length, backing: file, offset },
   );
   const { arch, cpus, notes } = headers;
   return new MemoryGuest({ name: file.name, arch, regions, cpus, notes });

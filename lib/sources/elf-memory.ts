@@ -108,7 +108,7 @@ function cutsOf(spans: readonly StoredBlock[]): Float64Array {
 /** Index of a value that is in a sorted array. */
 function indexOf(sorted: Float64Array, value: number): number {
   let low = 0;
-  for (let high = sorted.length; low < high; ) {
+  for (let high = sorted.length; low < high;) {
     const middle = (low + high) >>> 1;
     if (sorted[middle]! < value) low = middle + 1;
     else high = middle;

@@ -263,7 +263,7 @@ function* cut(
     const part = intersect(block, range);
     if (!part) continue;
     const step = block.offset === null ? HOLE_BYTES : slabBytes;
-    for (let base = part.base; base < blockEnd(part); ) {
+    for (let base = part.base; base < blockEnd(part);) {
       const length = Math.min(step - (base % step), blockEnd(part) - base);
       yield { base, length, offset: block.offset === null ? null : block.offset + (base - block.base) };
       base += length;

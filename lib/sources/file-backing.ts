@@ -37,7 +37,7 @@ export class FileBacking implements Backing {
   }
 
   readSync(offset: number, into: Uint8Array): void {
-    for (let done = 0; done < into.length; ) {
+    for (let done = 0; done < into.length;) {
       const count = this.#attempt(offset + done, () =>
         readSync(this.#fd, into, done, into.length - done, offset + done),
       );
@@ -46,7 +46,7 @@ export class FileBacking implements Backing {
   }
 
   async read(offset: number, into: Uint8Array): Promise<void> {
-    for (let done = 0; done < into.length; ) {
+    for (let done = 0; done < into.length;) {
       const count = await this.#readSome(offset + done, into, done);
       done += this.#checkCount(count, offset + done, into.length - done);
     }

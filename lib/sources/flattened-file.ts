@@ -94,7 +94,7 @@ export class FlattenedFile implements RandomFile {
       );
     const { offsets, sizes, places, count } = this.#index;
     let record = lastAtOrBelow(offsets, count, offset);
-    for (let done = 0; done < length; ) {
+    for (let done = 0; done < length;) {
       const at = offset + done;
       const recordEnd = record < 0 ? 0 : offsets[record]! + sizes[record]!;
       if (at < recordEnd) {
@@ -131,7 +131,7 @@ function scanRecords(file: FileBacking, maxRecords: number): RecordIndex {
   let sizes = new Float64Array(INITIAL_RECORDS);
   let places = new Float64Array(INITIAL_RECORDS);
   let count = 0;
-  for (let at = FLATTENED_HEADER_SIZE; ; ) {
+  for (let at = FLATTENED_HEADER_SIZE; ;) {
     const record = readRecord(file, window, at);
     if (record === 'end') return { count, offsets, sizes, places };
     if (count === maxRecords)

@@ -53,7 +53,7 @@ export class KdumpBacking implements Backing {
   /** Whole pages straight into place; what is smaller through the cache. */
   *#fill(paddr: number, into: Uint8Array): Reading {
     const isStream = into.length > LARGEST_CACHED_READ;
-    for (let done = 0; done < into.length; ) {
+    for (let done = 0; done < into.length;) {
       const at = paddr + done;
       const pfn = Math.floor(at / PAGE_SIZE);
       const start = at % PAGE_SIZE;

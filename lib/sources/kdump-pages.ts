@@ -173,7 +173,7 @@ export class KdumpPages {
 
   /** The first page in [from, to) that may hold anything but zeros; `to` when none does. */
   nextData(from: number, to: number): number {
-    for (let pfn = this.#stored.nextSet(from, to); pfn < to; ) {
+    for (let pfn = this.#stored.nextSet(from, to); pfn < to;) {
       let index = this.#stored.rank(pfn);
       // As long as pages are stored, so are their descriptors side by side.
       for (; pfn < to && this.#stored.has(pfn); pfn++, index++) if (!this.#isZero(index)) return pfn;

@@ -86,7 +86,7 @@ async function putTogether(input: Pieces, spool: Spool, name: string): Promise<v
     if (record === 'end') return;
     if (record === null)
       throw new VmcoreError('BAD_INPUT', `${name}: a flattened record has a negative offset or size, or none`);
-    for (let done = 0; done < record.size; ) {
+    for (let done = 0; done < record.size;) {
       const piece = await input.some(Math.min(PIECE_BYTES, record.size - done));
       if (!piece) throw ended(name, `a flattened record of ${record.size} bytes`);
       await spool.write(record.offset + done, piece);
@@ -119,7 +119,7 @@ class Pieces {
   /** @throws VmcoreError TRUNCATED */
   async exactly(length: number, what: string): Promise<Uint8Array> {
     const bytes = new Uint8Array(length);
-    for (let done = 0; done < length; ) {
+    for (let done = 0; done < length;) {
       const count = await this.#input.readSome(bytes.subarray(done));
       if (count === 0) throw ended(this.#name, what);
       done += count;

@@ -91,7 +91,7 @@ function* cut(
   step: number,
   hole: boolean,
 ): Generator<Piece, undefined> {
-  for (let at = from; at < to; ) {
+  for (let at = from; at < to;) {
     const length = Math.min(step - (at % step), to - at);
     yield { region, paddr: at, length, hole };
     at += length;
@@ -106,7 +106,7 @@ function* dataRuns({ base, offset, backing }: MemoryRegion, from: number, to: nu
     return;
   }
   const shift = base - offset;
-  for (let at = from; at < to; ) {
+  for (let at = from; at < to;) {
     const run = backing.nextData(at - shift, to - shift);
     if (!run) return;
     const end = Math.min(pageUp(run.end + shift), to);

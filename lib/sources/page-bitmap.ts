@@ -119,7 +119,7 @@ export class PageBitmap {
   /** The first bit in [from, to) that is set; `to` when none is. */
   nextSet(from: number, to: number): number {
     const end = Math.min(to, this.#bits);
-    for (let bit = from; bit < end; ) {
+    for (let bit = from; bit < end;) {
       const block = Math.floor(bit / BLOCK_BITS);
       if (this.#before[block] === this.#before[block + 1]) bit = (block + 1) * BLOCK_BITS;
       else if (bit % 8 === 0 && this.#byte(bit / 8) === 0) bit += 8;

@@ -31,7 +31,7 @@ function readBounded(path: string, what: string, limit: number): Buffer {
   const fd = openSync(path, 'r');
   try {
     const parts: Buffer[] = [];
-    for (let total = 0; ; ) {
+    for (let total = 0; ;) {
       const part = Buffer.allocUnsafe(READ_BYTES);
       const count = readSync(fd, part, 0, part.length, null);
       if (count === 0) return Buffer.concat(parts, total);

@@ -28,7 +28,7 @@ function* bitmapPieces(
   size: number,
 ): Generator<{ start: number; bytes: Uint8Array }, undefined> {
   let next = 0;
-  for (let index = 0; index < runs.length; ) {
+  for (let index = 0; index < runs.length;) {
     const run = runs[index]!;
     const piece = Math.max(next, Math.floor(run.firstPfn / PIECE_PAGES));
     const start = piece * PIECE_BYTES;

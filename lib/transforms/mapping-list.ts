@@ -196,7 +196,7 @@ export class MappingList {
 
   /** Adds `count` pages of equal size that follow each other in both address spaces: `add` for each, but faster. */
   addRun(virtual: number, physical: number, length: number, count: number): void {
-    for (let done = 0; done < count; ) {
+    for (let done = 0; done < count;) {
       const offset = done * length;
       this.add(virtual + offset, physical + offset, length);
       done++;

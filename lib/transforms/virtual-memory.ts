@@ -32,7 +32,7 @@ export class VirtualMemory {
   /** Where a range is, page by page; null when a part of it is not mapped. */
   pieces(vaddr: bigint, length: number): VirtualPiece[] | null {
     const pieces: VirtualPiece[] = [];
-    for (let start = 0; start < length; ) {
+    for (let start = 0; start < length;) {
       const at = BigInt.asUintN(this.bits, vaddr + BigInt(start));
       const paddr = translate(this.memory, this.cpu, at);
       if (paddr === null) return null;

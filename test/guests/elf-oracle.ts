@@ -133,7 +133,7 @@ function segment(entry: Buffer, wide: boolean): ElfSegment {
 function readNotes(bytes: Buffer): ElfNote[] {
   const notes: ElfNote[] = [];
   const padded = (length: number) => Math.ceil(length / 4) * 4;
-  for (let at = 0; at + 12 <= bytes.length; ) {
+  for (let at = 0; at + 12 <= bytes.length;) {
     const nameLength = bytes.readUInt32LE(at);
     const descLength = bytes.readUInt32LE(at + 4);
     const desc = at + 12 + padded(nameLength);
@@ -151,7 +151,7 @@ function readNotes(bytes: Buffer): ElfNote[] {
 
 function readAt(fd: number, offset: number, length: number): Buffer {
   const bytes = Buffer.alloc(length);
-  for (let done = 0; done < length; ) {
+  for (let done = 0; done < length;) {
     const n = readSync(fd, bytes, done, length - done, offset + done);
     if (n === 0) throw new Error(`end of file at ${offset + done}, ${length - done} bytes short`);
     done += n;

@@ -276,7 +276,7 @@ function parseMemoryTree(text: string): Section[] {
 function findBlocks(elf: ElfOracle, sections: readonly Section[], rom: string): OracleBlock[] {
   const ramOffset = (base: number, length: number): number | undefined => {
     let offset: number | undefined;
-    for (let at = base; at < base + length; ) {
+    for (let at = base; at < base + length;) {
       const section = sections.find((section) => section.base <= at && at < section.base + section.length);
       if (section?.region !== RAM_ID) return undefined;
       const here = section.offset + at - section.base;

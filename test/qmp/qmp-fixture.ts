@@ -152,6 +152,8 @@ export interface ServerOptions {
   readonly source?: string;
   readonly args?: readonly string[];
   readonly stdio?: StdioOptions;
+  /** options of Node's */
+  readonly node?: readonly string[];
 }
 
 /** `vmcore qmp` as a process, in a folder of its own. */
@@ -162,9 +164,24 @@ export class TestServer {
   readonly exited: Promise<number | null>;
   stderr = '';
 
-  private constructor({ source = 'demo:64M', args = [], stdio = ['ignore', 'ignore', 'pipe'] }: ServerOptions) {
+  private constructor({
+    source = 'demo:64M',
+    args = [],
+    stdio = ['ignore', 'ignore', 'pipe'],
+    node = [],
+  }: ServerOptions) {
     // Without what tap has every process of Node's load.
-    const command = ['-u', 'NODE_OPTIONS', process.execPath, CLI, 'qmp', source, '--listen', `unix:${this.path}`];
+    const command = [
+      '-u',
+      'NODE_OPTIONS',
+      process.execPath,
+      ...node,
+      CLI,
+      'qmp',
+      source,
+      '--listen',
+      `unix:${this.path}`,
+    ];
     this.child = spawn('env', [...command, ...args], { stdio });
     this.child.stderr?.on('data', (data) => {
       this.stderr += data;

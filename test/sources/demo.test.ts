@@ -153,7 +153,7 @@ t.test('the direct map has all memory, in pages as large as can be, and no more'
     const guest = demoGuest({ memory });
     const seen = new Set<number>();
     for (const block of guest.blocks) {
-      for (let at = block.base; at < blockEnd(block); ) {
+      for (let at = block.base; at < blockEnd(block);) {
         const found = translate(guest, 0xffff_8880_0000_0000n + BigInt(at));
         if (found?.paddr !== at) t.fail(`0x${at.toString(16)} is mapped to ${found?.paddr}`);
         seen.add(found!.page);
