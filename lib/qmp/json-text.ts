@@ -41,7 +41,6 @@ const SHORT_ESCAPES: Readonly<Record<string, string>> = {
   '\t': '\\t',
 };
 
-// biome-ignore lint/suspicious/noControlCharactersInRegex: control characters are what has to be escaped
 const ESCAPED = /["\\\u0000-\u001f\u007f-\uffff]/g;
 
 function stringText(text: string): string {
