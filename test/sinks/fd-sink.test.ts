@@ -32,7 +32,7 @@ t.test('a file: bytes in order, holes filled with zeros, the descriptor stays op
     sink,
   );
   t.same([...readFileSync(path)], [1, 2, 3, 0, 0, 0, 0, 0, 0, 1, 2, 3]);
-  t.same(sink.totals, { completed: 7, written: 12, skipped: 0 });
+  t.same(sink.totals, { completed: 7, written: 12, skipped: 0, size: 12 });
   t.doesNotThrow(() => fstatSync(fd));
   closeSync(fd);
 });

@@ -47,8 +47,8 @@ t.test('zeros are holes, also at the end; a dense file has none', async (t) => {
   t.equal(statSync(join(dir, 'sparse')).size, 10 * MIB);
   t.ok(statSync(join(dir, 'sparse')).blocks * 512 < 2 * MIB);
   t.ok(statSync(join(dir, 'dense')).blocks * 512 >= 10 * MIB);
-  t.same(sparse.totals, { completed: 10 * MIB, written: MIB, skipped: 9 * MIB });
-  t.same(dense.totals, { completed: 10 * MIB, written: 10 * MIB, skipped: 0 });
+  t.same(sparse.totals, { completed: 10 * MIB, written: MIB, skipped: 9 * MIB, size: 10 * MIB });
+  t.same(dense.totals, { completed: 10 * MIB, written: 10 * MIB, skipped: 0, size: 10 * MIB });
 });
 
 t.test('an existing file is refused and kept; --force replaces it only when all is written', async (t) => {
