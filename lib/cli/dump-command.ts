@@ -9,13 +9,12 @@ import type { Guest } from '../guest.js';
 import type { MemoryBlock } from '../physical-memory.js';
 import { FORMATS, type Format } from '../plan.js';
 import { formatSize, parseSize } from '../sizes.js';
-import { openGuest } from '../sources/open.js';
 import { Interrupt } from './interrupt.js';
 import { showProgress } from './progress-bar.js';
+import { checkBounds, checkNumber, openSource, type SourceArguments, sourceOptions } from './source-options.js';
 
 /** Names of the options, as yargs gives them. */
-interface DumpArguments {
-  source: string;
+interface DumpArguments extends SourceArguments {
   format: Format;
   paging: boolean;
   begin?: string;
@@ -25,12 +24,6 @@ interface DumpArguments {
   force: boolean;
   sparse: boolean;
   sync: boolean;
-  below4g?: string;
-  registers?: string;
-  vmcoreinfo?: string;
-  maxMappings?: number;
-  maxPageTables?: number;
-  threads?: number;
   codec?: 'fast' | 'portable';
   level?: number;
   findKdbg: boolean;
@@ -43,18 +36,11 @@ export const describe = 'turn the memory of a guest into a vmcore';
 
 /** Options that take a text, and those that take a number. */
 const TEXTS = ['format', 'output', 'begin', 'length', 'below-4g', 'registers', 'vmcoreinfo'] as const;
-const NUMBERS = ['fd', 'max-mappings', 'max-page-tables', 'threads', 'level'] as const;
+const NUMBERS = ['fd', 'level'] as const;
 
 /** Declares the options. */
 export function builder(yargs: Argv): Argv {
-  return yargs
-    .positional('source', {
-      type: 'string',
-      demandOption: true,
-      // yargs reads a lone dash as an empty string.
-      coerce: (source: string) => source || '-',
-      describe: 'guest description (JSON), ELF core, raw:FILE, - (an ELF core on stdin), or demo:',
-    })
+  return sourceOptions(yargs)
     .option('format', { alias: 'f', choices: FORMATS, default: 'elf', describe: 'format of the vmcore' })
     .option('output', { alias: 'o', type: 'string', describe: 'file to make, or - for stdout' })
     .option('fd', { type: 'number', describe: 'write to this open descriptor instead' })
@@ -68,14 +54,6 @@ export function builder(yargs: Argv): Argv {
       describe: 'leave zeros out of the file (--no-sparse: write them)',
     })
     .option('sync', { type: 'boolean', default: false, describe: 'have it on the disk before it gets its name' })
-    .option('below-4g', { type: 'string', describe: 'raw: RAM below 4 GiB (the rest begins at 4 GiB)' })
-    .option('registers', { type: 'string', describe: 'raw: file with what HMP `info registers -a` prints' })
-    .option('vmcoreinfo', { type: 'string', describe: 'raw: file with VMCOREINFO, text or ELF note' })
-    .option('max-mappings', {
-      type: 'number',
-      describe: 'paging: bound on mappings, for guests that cannot be trusted',
-    })
-    .option('max-page-tables', { type: 'number', describe: 'paging: bound on page tables that are read' })
     .option('codec', {
       choices: ['fast', 'portable'] as const,
       describe: 'kdump: WebAssembly in threads, or plain JavaScript in one',
@@ -85,10 +63,6 @@ export function builder(yargs: Argv): Argv {
       type: 'boolean',
       default: true,
       describe: "win-dmp: search the memory of a guest that has no dump header of its driver's",
-    })
-    .option('threads', {
-      type: 'number',
-      describe: 'worker threads of formats that compress (elf has nothing to compress)',
     })
     .option('progress', { type: 'boolean', describe: 'progress on stderr; by default when it is a terminal' })
     .option('json', { type: 'boolean', default: false, describe: 'print one JSON object at the end' })
@@ -108,13 +82,7 @@ export async function handler(args: DumpArguments): Promise<void> {
   const interrupt = new Interrupt();
   try {
     const target = await interrupt.race(targetOf(args));
-    const guest = await interrupt.race(
-      openGuest(args.source, {
-        below4g: args.below4g === undefined ? undefined : parseSize(args.below4g, '--below-4g'),
-        registers: args.registers,
-        vmcoreinfo: args.vmcoreinfo,
-      }),
-    );
+    const guest = await interrupt.race(openSource(args));
     try {
       checkRegisters(guest, args);
       const request = { ...args, range };
@@ -146,17 +114,10 @@ function checkTexts(args: DumpArguments): void {
       throw new VmcoreError('USAGE', `--${name} needs a value`);
 }
 
-function checkNumbers({ fd, maxMappings, maxPageTables, threads, level }: DumpArguments): void {
-  checkNumber('--fd', fd, 0);
-  checkNumber('--max-mappings', maxMappings, 1);
-  checkNumber('--max-page-tables', maxPageTables, 1);
-  checkNumber('--threads', threads, 1);
-  checkNumber('--level', level, 1);
-}
-
-function checkNumber(name: string, value: number | undefined, smallest: number): void {
-  if (value !== undefined && !(Number.isSafeInteger(value) && value >= smallest))
-    throw new VmcoreError('USAGE', `${name} takes a whole number from ${smallest} on`);
+function checkNumbers(args: DumpArguments): void {
+  checkBounds(args);
+  checkNumber('--fd', args.fd, 0);
+  checkNumber('--level', args.level, 1);
 }
 
 /** Raw memory knows no registers unless told: what is asked of them is refused, and that there are none is said. */

@@ -4,23 +4,15 @@ import { fstatSync } from 'node:fs';
 import type { Argv } from 'yargs';
 import { ioError, VmcoreError } from '../errors.js';
 import type { QmpServer } from '../qmp/server.js';
-import { parseSize } from '../sizes.js';
-import { openGuest } from '../sources/open.js';
 import { Interrupt } from './interrupt.js';
+import { checkBounds, openSource, type SourceArguments, sourceOptions } from './source-options.js';
 
 /** Names of the options, as yargs gives them. */
-interface QmpArguments {
-  source: string;
+interface QmpArguments extends SourceArguments {
   listen: string;
   addFd: string[];
   directory?: string;
   extensions: boolean;
-  below4g?: string;
-  registers?: string;
-  vmcoreinfo?: string;
-  maxMappings?: number;
-  maxPageTables?: number;
-  threads?: number;
 }
 
 export const command = 'qmp <source>';
@@ -28,13 +20,7 @@ export const describe = "serve a guest over QEMU's monitor protocol (dump-guest-
 
 /** Declares the options. */
 export function builder(yargs: Argv): Argv {
-  return yargs
-    .positional('source', {
-      type: 'string',
-      demandOption: true,
-      coerce: (source: string) => source || '-',
-      describe: 'what to dump; as for vmcore dump',
-    })
+  return sourceOptions(yargs)
     .option('listen', {
       type: 'string',
       demandOption: true,
@@ -47,31 +33,20 @@ export function builder(yargs: Argv): Argv {
       default: false,
       describe: 'more than QEMU: ranges with kdump formats, threads, dump-cancel',
     })
-    .option('below-4g', { type: 'string', describe: 'raw: RAM below 4 GiB (the rest begins at 4 GiB)' })
-    .option('registers', { type: 'string', describe: 'raw: file with what HMP `info registers -a` prints' })
-    .option('vmcoreinfo', { type: 'string', describe: 'raw: file with VMCOREINFO, text or ELF note' })
-    .option('max-mappings', { type: 'number', describe: 'paging: bound on mappings' })
-    .option('max-page-tables', { type: 'number', describe: 'paging: bound on page tables that are read' })
-    .option('threads', { type: 'number', describe: 'worker threads of formats that compress' })
-    .requiresArg(['listen', 'add-fd', 'directory', 'below-4g', 'registers', 'vmcoreinfo'])
+    .requiresArg(['listen', 'add-fd', 'directory'])
     .example('$0 qmp guest.json --listen unix:/run/guest.qmp', 'virsh and its like ask for the dump')
     .example('$0 qmp guest.json --listen stdio --add-fd dump=3 3> vmcore', 'the parent opens the target: fd:dump');
 }
 
 /** Runs the command: until a client says quit, the only client there can be is gone, or a signal comes. */
 export async function handler(args: QmpArguments): Promise<void> {
+  checkBounds(args);
   const descriptors = args.addFd.map(parseDescriptor);
   checkSources(args);
   const { QmpServer } = await import('../qmp/server.js');
   const interrupt = new Interrupt();
   try {
-    const guest = await interrupt.race(
-      openGuest(args.source, {
-        below4g: args.below4g === undefined ? undefined : parseSize(args.below4g, '--below-4g'),
-        registers: args.registers,
-        vmcoreinfo: args.vmcoreinfo,
-      }),
-    );
+    const guest = await interrupt.race(openSource(args));
     const { maxMappings, maxPageTables, threads } = args;
     const server = new QmpServer(guest, { ...args, defaults: { maxMappings, maxPageTables, threads } });
     server.on('warning', (text) => process.stderr.write(`vmcore: warning: ${text}\n`));

@@ -22,19 +22,7 @@ export interface CommandSchema {
   readonly extension?: boolean;
 }
 
-/** The formats, in the order of the schema. */
-const DUMP_FORMATS = [
-  'elf',
-  'kdump-zlib',
-  'kdump-lzo',
-  'kdump-snappy',
-  'kdump-raw-zlib',
-  'kdump-raw-lzo',
-  'kdump-raw-snappy',
-  'win-dmp',
-] as const;
-
-/** The same in the order of `query-dump-guest-memory-capability`. */
+/** The formats in the order of `query-dump-guest-memory-capability`, which is not that of the schema. */
 export const CAPABILITY = [
   'elf',
   'kdump-zlib',
@@ -44,10 +32,10 @@ export const CAPABILITY = [
   'kdump-snappy',
   'kdump-raw-snappy',
   'win-dmp',
-] as const satisfies readonly (typeof DUMP_FORMATS)[number][];
+] as const satisfies readonly (typeof FORMATS)[number][];
 
 const ENUMS: Readonly<Record<TypeName, readonly string[]>> = {
-  DumpGuestMemoryFormat: DUMP_FORMATS,
+  DumpGuestMemoryFormat: FORMATS,
   DumpStatus: ['none', 'active', 'completed', 'failed'],
   QMPCapability: ['oob'],
   // A guest of ours stands still; a client that looks up the values finds what QEMU has.

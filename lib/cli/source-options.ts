@@ -1,0 +1,65 @@
+/** The options of every command that opens a guest: what to open, what it does not say of itself, and bounds. */
+
+import type { Argv } from 'yargs';
+import { VmcoreError } from '../errors.js';
+import type { Guest } from '../guest.js';
+import { parseSize } from '../sizes.js';
+import { openGuest } from '../sources/open.js';
+
+/** The options as yargs gives them. */
+export interface SourceArguments {
+  source: string;
+  below4g?: string;
+  registers?: string;
+  vmcoreinfo?: string;
+  maxMappings?: number;
+  maxPageTables?: number;
+  threads?: number;
+}
+
+/** Declares the options. */
+export function sourceOptions(yargs: Argv): Argv {
+  return yargs
+    .positional('source', {
+      type: 'string',
+      demandOption: true,
+      // yargs reads a lone dash as an empty string.
+      coerce: (source: string) => source || '-',
+      describe: 'guest description (JSON), vmcore (ELF, kdump, dmp), raw:FILE, - (a vmcore on stdin), or demo:',
+    })
+    .option('below-4g', { type: 'string', describe: 'raw: RAM below 4 GiB (the rest begins at 4 GiB)' })
+    .option('registers', { type: 'string', describe: 'raw: file with what HMP `info registers -a` prints' })
+    .option('vmcoreinfo', { type: 'string', describe: 'raw: file with VMCOREINFO, text or ELF note' })
+    .option('max-mappings', {
+      type: 'number',
+      describe: 'paging: bound on mappings, for guests that cannot be trusted',
+    })
+    .option('max-page-tables', { type: 'number', describe: 'paging: bound on page tables that are read' })
+    .option('threads', {
+      type: 'number',
+      describe: 'worker threads of formats that compress (elf has nothing to compress)',
+    })
+    .requiresArg(['below-4g', 'registers', 'vmcoreinfo', 'max-mappings', 'max-page-tables', 'threads']);
+}
+
+/** @throws VmcoreError USAGE when a bound is no whole number above 0 */
+export function checkBounds({ maxMappings, maxPageTables, threads }: SourceArguments): void {
+  checkNumber('--max-mappings', maxMappings, 1);
+  checkNumber('--max-page-tables', maxPageTables, 1);
+  checkNumber('--threads', threads, 1);
+}
+
+/** @throws VmcoreError USAGE when a number is there and is no whole number from `smallest` on */
+export function checkNumber(name: string, value: number | undefined, smallest: number): void {
+  if (value !== undefined && !(Number.isSafeInteger(value) && value >= smallest))
+    throw new VmcoreError('USAGE', `${name} takes a whole number from ${smallest} on`);
+}
+
+/** Opens the guest that the options name. @throws VmcoreError */
+export function openSource({ source, below4g, registers, vmcoreinfo }: SourceArguments): Promise<Guest> {
+  return openGuest(source, {
+    below4g: below4g === undefined ? undefined : parseSize(below4g, '--below-4g'),
+    registers,
+    vmcoreinfo,
+  });
+}
