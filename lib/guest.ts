@@ -50,8 +50,11 @@ export const SEGMENT_REGISTERS = ['cs', 'ds', 'es', 'fs', 'gs', 'ss'] as const;
 /** Names of the system segment and table registers, in the order of the QEMU note. */
 export const SYSTEM_SEGMENTS = ['ldt', 'tr', 'gdt', 'idt'] as const;
 
+/** One of GENERAL_REGISTERS. */
 export type GeneralRegister = (typeof GENERAL_REGISTERS)[number];
+/** One of SEGMENT_REGISTERS. */
 export type SegmentRegister = (typeof SEGMENT_REGISTERS)[number];
+/** One of SYSTEM_SEGMENTS. */
 export type SystemSegment = (typeof SYSTEM_SEGMENTS)[number];
 
 /** What NT_PRSTATUS does not carry and the QEMU note does. */

@@ -26,6 +26,7 @@ export const FORMATS = [
   'kdump-raw-snappy',
   'win-dmp',
 ] as const;
+/** One of FORMATS. */
 export type Format = (typeof FORMATS)[number];
 
 /** What is to be dumped. */

@@ -25,6 +25,7 @@ export const PN_XNUM = 0xffff;
 export const PT_LOAD = 1;
 export const PT_NOTE = 4;
 
+/** e_ident[EI_CLASS] of the two classes */
 export type ElfClass = typeof ELFCLASS32 | typeof ELFCLASS64;
 
 /** p_offset of memory that the file does not hold: QEMU writes -1. */
