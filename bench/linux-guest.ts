@@ -3,7 +3,7 @@
  * from the host, with the files of this machine, which is what a page cache would have there.
  */
 
-import { closeSync, openSync, readdirSync, readFileSync, readSync, statSync, writeFileSync, writeSync } from 'node:fs';
+import { closeSync, openSync, readdirSync, readFileSync, readSync, writeFileSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import { nonZeroRuns } from '../lib/zeros.js';
 import { readElf } from '../test/guests/elf-oracle.js';
@@ -75,10 +75,9 @@ function fillFreeMemory(ram: string, size: number, target: number): number {
 /** The files of this machine, a MiB at a time. */
 function* fileBytes(): Generator<Buffer, undefined> {
   for (const folder of ['/usr/bin', '/usr/lib/x86_64-linux-gnu', '/usr/share/doc', '/usr/include'])
-    for (const name of readdirSync(folder)) {
-      const path = join(folder, name);
-      if (!statSync(path, { throwIfNoEntry: false })?.isFile()) continue;
-      const bytes = readFileSync(path);
+    for (const entry of readdirSync(folder, { withFileTypes: true })) {
+      if (!entry.isFile()) continue;
+      const bytes = readFileSync(join(folder, entry.name));
       for (let at = 0; at + MIB <= bytes.length; at += MIB) yield bytes.subarray(at, at + MIB);
     }
 }

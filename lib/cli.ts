@@ -1,11 +1,8 @@
 #!/usr/bin/env node
 /** The command line: parses, calls lib/dump.ts and its peers, reports. Exit codes: 0, 1 failed, 2 usage, 130 Ctrl-C. */
 
-import yargs from 'yargs';
+import yargs, { type Argv } from 'yargs';
 import { hideBin } from 'yargs/helpers';
-import * as dumpCommand from './cli/dump-command.js';
-import * as inspectCommand from './cli/inspect-command.js';
-import * as qmpCommand from './cli/qmp-command.js';
 import { errnoOf, ioError, messageOf, VmcoreError } from './errors.js';
 
 const EXIT_FAILED = 1;
@@ -33,31 +30,72 @@ process.stdout.on('error', (error) => {
 });
 process.stderr.on('error', () => {});
 
-const parser = yargs(hideBin(process.argv))
-  .scriptName('vmcore')
-  .parserConfiguration({ 'duplicate-arguments-array': false })
-  .usage('$0 <command>\n\nTurns the memory of a virtual machine into a vmcore.')
-  .command(dumpCommand as never)
-  .command(inspectCommand as never)
-  .command(qmpCommand as never)
-  .demandCommand(1, 'say what to do: dump, inspect or qmp')
-  .strict()
-  .example('$0 dump guest.json -o vmcore', 'dump the guest that a JSON file describes')
-  .example('$0 dump - -o vmcore < fifo', 'keep what QEMU dumps into a FIFO')
-  .example('$0 inspect vmcore', 'what is in it')
-  .epilogue('vmcore dump --help, vmcore inspect --help and vmcore qmp --help say more.')
-  .help()
-  .alias('help', 'h')
-  .version()
-  .wrap(Math.min(100, process.stdout.columns ?? 100))
-  .exitProcess(false)
-  .fail((message, error) => {
-    if (error && error.name !== 'YError') throw error;
-    throw new VmcoreError('USAGE', `${message}; see vmcore --help`);
-  });
+/** What a file of lib/cli/ exports: one subcommand. */
+interface Command {
+  /** its name and its positionals, as yargs writes them */
+  readonly command: string;
+  readonly describe: string;
+  builder(yargs: Argv): Argv;
+  handler(args: never): Promise<void>;
+}
+
+/** The subcommands; only the one that is asked for is loaded, for a dump should not wait for what it does not use. */
+const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
+  dump: () => import('./cli/dump-command.js'),
+  inspect: () => import('./cli/inspect-command.js'),
+  qmp: () => import('./cli/qmp-command.js'),
+};
+
+/** What all parsers have in common. */
+function configure(parser: Argv, name: string): Argv {
+  return parser
+    .scriptName('vmcore')
+    .parserConfiguration({ 'duplicate-arguments-array': false })
+    .strict()
+    .help()
+    .alias('help', 'h')
+    .version()
+    .wrap(Math.min(100, process.stdout.columns ?? 100))
+    .exitProcess(false)
+    .fail((message, error) => {
+      if (error && error.name !== 'YError') throw error;
+      throw new VmcoreError('USAGE', `${message}; see ${name} --help`);
+    });
+}
+
+/** Of a lone subcommand yargs makes no help text unless it is asked for; of one among several it always does. */
+function commandParser(args: readonly string[], name: string, { command, describe, builder, handler }: Command): Argv {
+  const positionals = command.slice(name.length);
+  return configure(yargs(args), `vmcore ${name}`)
+    .usage(`$0 ${command}\n\n${describe}`)
+    .command(`$0${positionals}`, false, builder, handler as never);
+}
+
+/** Without a subcommand: help and version, or a word about what there is to do. */
+async function generalParser(args: readonly string[]): Promise<Argv> {
+  const parser = configure(yargs(args), 'vmcore')
+    .usage('$0 <command>\n\nTurns the memory of a virtual machine into a vmcore.')
+    .demandCommand(1, `say what to do: ${Object.keys(COMMANDS).join(', ')}`)
+    .example('$0 dump guest.json -o vmcore', 'dump the guest that a JSON file describes')
+    .example('$0 dump - -o vmcore < fifo', 'keep what QEMU dumps into a FIFO')
+    .example('$0 inspect vmcore', 'what is in it')
+    .epilogue('vmcore <command> --help says more.');
+  for (const load of Object.values(COMMANDS)) {
+    const { command, describe } = await load();
+    parser.command(command, describe);
+  }
+  return parser;
+}
+
+async function parse(args: readonly string[]): Promise<void> {
+  const [name = '', ...rest] = args;
+  const load = Object.hasOwn(COMMANDS, name) ? COMMANDS[name] : undefined;
+  const parser = load ? commandParser(rest, name, await load()) : await generalParser(args);
+  await parser.parseAsync();
+}
 
 try {
-  await parser.parseAsync();
+  await parse(hideBin(process.argv));
 } catch (error) {
   failure(error);
 }

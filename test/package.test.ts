@@ -55,7 +55,7 @@ t.test('the package', { skip: skipUnless(registryAnswers() ? [] : ['the npm regi
 
   t.test('has what is needed, and nothing else', async (t) => {
     const paths = files.map(({ path }) => path);
-    const besides = paths.filter((path) => !path.startsWith('dist/lib/')).sort();
+    const besides = paths.filter((path) => !/^dist\/(cli|lib)\//.test(path)).sort();
     t.same(besides, [
       'ARCHITECTURE.md',
       'CHANGELOG.md',
@@ -64,7 +64,7 @@ t.test('the package', { skip: skipUnless(registryAnswers() ? [] : ['the npm regi
       'guest-description.schema.json',
       'package.json',
     ]);
-    for (const path of ['dist/lib/cli.js', 'dist/lib/index.js', 'dist/lib/index.d.ts'])
+    for (const path of ['dist/cli/cli.js', 'dist/cli/kernel.wasm', 'dist/lib/index.js', 'dist/lib/index.d.ts'])
       t.ok(paths.includes(path), path);
     t.same(
       paths.filter((path) => /\btests?\b|fixture|bench|\.tsbuildinfo/.test(path)),
@@ -81,6 +81,10 @@ t.test('the package', { skip: skipUnless(registryAnswers() ? [] : ['the npm regi
     const summary = JSON.parse(run(folder, vmcore, 'dump', 'demo:64M', '--paging', '-o', 'vmcore', '--json'));
     t.match(summary, { format: 'elf', output: 'vmcore' });
     t.match(run(folder, vmcore, 'inspect', 'vmcore'), /^vmcore: ELF64 core/);
+    for (const codec of ['fast', 'portable']) {
+      run(folder, vmcore, 'dump', 'vmcore', '-f', 'kdump-raw-lzo', '--codec', codec, '-o', codec);
+      t.match(run(folder, vmcore, 'inspect', codec), /kdump/);
+    }
   });
 
   t.test('an import type-checks, strictly, and runs', async (t) => {

@@ -5,7 +5,6 @@
  * not written, so the file is sparse. Extents may come in any order.
  */
 
-import { randomBytes } from 'node:crypto';
 import { constants, unlinkSync } from 'node:fs';
 import { type FileHandle, link, lstat, open, realpath, rename, unlink } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
@@ -49,7 +48,7 @@ export class FileSink extends ExtentSink {
 
   protected override async open(): Promise<void> {
     this.#path = await this.#resolveTarget();
-    this.#partial = join(dirname(this.#path), `.${basename(this.#path)}.${randomBytes(6).toString('hex')}.partial`);
+    this.#partial = join(dirname(this.#path), `.${basename(this.#path)}.${randomName()}.partial`);
     const flags = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL;
     this.#file = await attempt(this.target, 'create', () => open(this.#partial, flags, FILE_MODE));
   }
@@ -144,6 +143,11 @@ export class FileSink extends ExtentSink {
 
 /** What zeros are written from where the file system cannot reserve them. */
 const ZEROS = new Uint8Array(1 << 18);
+
+/** A name that is not there yet, most likely; O_EXCL sees to the rest. Loading node:crypto would take longer than this. */
+function randomName(): string {
+  return Math.random().toString(36).slice(2);
+}
 
 async function attempt<T>(target: string, doing: string, work: () => Promise<T>): Promise<T> {
   try {

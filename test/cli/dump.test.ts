@@ -88,7 +88,7 @@ t.test('help has examples; the version is the package’s', async (t) => {
 t.test('wrong usage: exit code 2, one line, nothing made', async (t) => {
   const folder = t.testdir({ 'guest.ram': 'A'.repeat(8192) });
   const wrong: [args: string[], message: RegExp][] = [
-    [[], /say what to do: dump, inspect or qmp/],
+    [[], /say what to do: dump, inspect, /],
     [['bogus'], /bogus/],
     [['dump'], /Not enough/],
     [['dump', DEMO], /one of -o FILE, -o - \(stdout\) and --fd N/],

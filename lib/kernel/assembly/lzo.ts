@@ -96,7 +96,7 @@ export function encodeLzo(page: usize, length: usize, out: usize, places: usize)
     let at = page + 1;
     while (at < last) {
       const word = load<u32>(at);
-      const slot = placeSlot(places, word);
+      const slot = placeSlot(places, at);
       const candidate = page + <usize>load<u16>(slot);
       store<u16>(slot, <u16>(at - page));
       if (load<u32>(candidate) != word) {

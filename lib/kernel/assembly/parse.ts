@@ -35,7 +35,7 @@ import {
   SEQUENCES,
   SLOTS,
 } from './layout';
-import { copyLiterals, HASH_FACTOR, SHORTEST_INPUT } from './match';
+import { copyLiterals, SHORTEST_INPUT } from './match';
 
 /** Symbol that ends a block. */
 export const END_OF_BLOCK: usize = 256;
@@ -49,6 +49,9 @@ const LONG_ENOUGH: usize = 16;
 /** A place in a page takes 12 bits; the slot number takes 12 bits of the hash, so that 20 are left to be kept. */
 const PLACE_BITS: u32 = 12;
 const PLACE_MASK: u32 = (1 << PLACE_BITS) - 1;
+
+/** 2^32 divided by the golden ratio: one-to-one, and spreads the low bytes of a product over its high bits. */
+const HASH_FACTOR: u32 = 0x9e3779b1;
 
 const INVERT_BYTE: i8 = -99;
 
