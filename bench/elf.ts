@@ -15,7 +15,7 @@ import { Qemu, roomyFolder } from '../test/guests/qemu.js';
 import { fillMemory, withMemoryFile } from './memory-file.js';
 import { bestOf, heading, type Measurement, measure, measureProcess, row } from './measure.js';
 
-const CLI = new URL('../lib/cli.js', import.meta.url).pathname;
+const CLI = new URL('../cli/cli.js', import.meta.url).pathname;
 const GIB = 2 ** 30;
 const RUNS = 3;
 

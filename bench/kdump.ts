@@ -12,7 +12,7 @@ import { bootFullLinux } from './linux-guest.js';
 import { withMemoryFile, withTerabyte } from './memory-file.js';
 import { bestOf, heading, type Measurement, measure, measureProcess, row } from './measure.js';
 
-const CLI = new URL('../lib/cli.js', import.meta.url).pathname;
+const CLI = new URL('../cli/cli.js', import.meta.url).pathname;
 const MIB = 1 << 20;
 const GIB = 2 ** 30;
 const RUNS = 3;

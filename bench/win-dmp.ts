@@ -17,7 +17,7 @@ import { type Qemu, roomyFolder } from '../test/guests/qemu.js';
 import { WINDOWS_PLACES } from '../test/guests/windows.js';
 import { bestOf, heading, measure, measureProcess, row } from './measure.js';
 
-const CLI = new URL('../lib/cli.js', import.meta.url).pathname;
+const CLI = new URL('../cli/cli.js', import.meta.url).pathname;
 const MIB = 1 << 20;
 const GIB = 2 ** 30;
 const MEMORY = 2 * GIB;

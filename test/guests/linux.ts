@@ -1,7 +1,7 @@
 /** Boots Debian's cloud kernel with a busybox initrd that fills some memory and then sleeps. */
 import { execFileSync, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
-import { chmodSync, copyFileSync, existsSync, mkdirSync, readdirSync, rmSync, writeFileSync } from 'node:fs';
+import { copyFileSync, existsSync, mkdirSync, readdirSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { gzipSync } from 'node:zlib';
@@ -9,7 +9,8 @@ import { makeOnce } from './make-once.js';
 import { Qemu, type QemuOptions } from './qemu.js';
 
 const META_PACKAGE = 'linux-image-cloud-amd64';
-const MARKER = 'GUEST-IS-READY';
+/** What the init of a guest prints when the guest is as it should be. */
+export const MARKER = 'GUEST-IS-READY';
 const BOOT_TIMEOUT_MS = 180_000;
 const USER_MODE_TRIES = 500;
 
@@ -32,6 +33,7 @@ busybox echo ${MARKER}
 exec busybox sleep 1000000
 `;
 
+/** What bootLinux boots. */
 export interface LinuxKernel {
   readonly kernel: string;
   readonly initrd: string;
@@ -91,21 +93,27 @@ function unpack(package_: string, into: string): void {
     find(tree, (path) => path.startsWith('boot/vmlinuz-')),
     join(into, 'vmlinuz'),
   );
-  mkdirSync(join(root, 'bin'), { recursive: true });
-  copyFileSync(busybox()!, join(root, 'bin/busybox'));
-  execFileSync('ln', ['-s', 'busybox', join(root, 'bin/sh')]);
+  mkdirSync(root);
   copyFileSync(
     find(tree, (path) => path.endsWith('/qemu_fw_cfg.ko')),
     join(root, 'qemu_fw_cfg.ko'),
   );
-  writeFileSync(join(root, 'init'), INIT);
-  chmodSync(join(root, 'init'), 0o755);
-  const archive = execFileSync('sh', ['-c', 'find . | cpio --quiet -o -H newc'], { cwd: root, maxBuffer: 2 ** 26 });
-  writeFileSync(join(into, 'initrd'), gzipSync(archive, { level: 1 }));
+  packInitrd(root, busybox()!, INIT, join(into, 'initrd'));
   for (const path of [tree, root, deb]) rmSync(path, { recursive: true });
 }
 
-function find(folder: string, wanted: (path: string) => boolean): string {
+/** Packs a folder, with a busybox that needs no libraries and an init added to it, into an initrd. */
+export function packInitrd(root: string, busybox: string, init: string, initrd: string): void {
+  mkdirSync(join(root, 'bin'));
+  copyFileSync(busybox, join(root, 'bin/busybox'));
+  symlinkSync('busybox', join(root, 'bin/sh'));
+  writeFileSync(join(root, 'init'), init, { mode: 0o755 });
+  const archive = execFileSync('sh', ['-c', 'find . | cpio --quiet -o -H newc'], { cwd: root, maxBuffer: 2 ** 26 });
+  writeFileSync(initrd, gzipSync(archive, { level: 1 }));
+}
+
+/** The path of the first file of an unpacked package that is wanted. */
+export function find(folder: string, wanted: (path: string) => boolean): string {
   const path = (readdirSync(folder, { recursive: true }) as string[]).find(wanted);
   if (path === undefined) throw new Error(`${folder} is not what a Debian kernel package looks like`);
   return join(folder, path);

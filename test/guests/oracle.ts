@@ -174,7 +174,11 @@ async function make(name: GuestName, traits: GuestTraits, version: string, into:
   }
 }
 
-async function take(qemu: Qemu, traits: GuestTraits, into: string) {
+/** What `take` knows of a guest. */
+export type Taken = Omit<OracleManifest, 'name' | 'traits' | 'qemu' | 'release'>;
+
+/** Fills a folder, but for the manifest, from a guest that is paused. */
+export async function take(qemu: Qemu, traits: GuestTraits, into: string): Promise<Taken> {
   const file = (name: string) => join(into, name);
   // The RAM first: a dump touches all of it, and then the copy would still be sparse but the file it came from not.
   execFileSync('cp', ['--sparse=always', qemu.ramFile, file('guest.ram')]);

@@ -19,7 +19,8 @@ const FOLDER_PREFIX = 'vmcore-qemu-';
 const CONNECT_TIMEOUT_MS = 30_000;
 
 export interface QemuOptions {
-  readonly binary?: 'qemu-system-x86_64' | 'qemu-system-i386';
+  /** Name or path of the program; default: `qemu-system-x86_64`. */
+  readonly binary?: string;
   readonly machine: 'pc' | 'q35';
   /** More options of `-machine`, such as `max-ram-below-4g=17M`. */
   readonly machineOptions?: readonly string[];
@@ -36,7 +37,8 @@ export interface QemuOptions {
 export interface DumpRequest {
   readonly paging: boolean;
   readonly file: string;
-  readonly format?: 'elf' | 'kdump-zlib';
+  /** QEMU 7.2 has no `kdump-raw-zlib`. */
+  readonly format?: 'elf' | 'kdump-zlib' | 'kdump-raw-zlib';
   readonly begin?: number;
   readonly length?: number;
 }

@@ -63,7 +63,7 @@ for (const name of GUEST_NAMES) {
     const oracle = await oracleGuest(name);
     t.test('from memory and registers', async (t) => {
       const guest = await openGuest(oracle.path('guest.json'));
-      await compareAll(t, oracle, guest, casesOf(oracle), maskLostRegisters(oracle));
+      await compareAll(t, oracle, guest, casesOf(oracle), maskLostRegisters(oracle.manifest));
       guest.close();
     });
     t.test("from QEMU's ELF", async (t) => {

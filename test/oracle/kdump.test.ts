@@ -4,16 +4,16 @@ import { execFileSync, spawnSync } from 'node:child_process';
 import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import t, { type Test } from 'tap';
+import t from 'tap';
 import { dump } from '../../lib/dump.js';
-import { decodeKdumpHeader, decodeKdumpSubHeader } from '../../lib/formats/kdump.js';
 import { findVmcoreinfo } from '../../lib/formats/vmcoreinfo.js';
 import type { Guest } from '../../lib/guest.js';
 import { openGuestDescription } from '../../lib/sources/guest-description.js';
 import { type KdumpGuest, openKdump } from '../../lib/sources/kdump-core.js';
-import { KDUMP_CODECS, type KdumpCodec, planKdump } from '../../lib/transforms/kdump-layout.js';
+import { KDUMP_CODECS, type KdumpCodec } from '../../lib/transforms/kdump-layout.js';
 import { GUEST_NAMES, type GuestName, missingTools, oracleGuest } from '../guests/oracle.js';
 import { needsPython, needsTools, PYTHON, skipUnless } from '../tools.js';
+import { compareKdumpHeads, sameMemory } from './compare-kdump.js';
 import { findBanner } from './linux-banner.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'vmcore-oracle-'));
@@ -43,25 +43,6 @@ function rearrange(flattened: string): string {
   return path;
 }
 
-/** Where two guests' memory differs first; null when it does not. What both say is a hole is not looked at. */
-async function firstDifference(a: Guest, b: Guest): Promise<number | null> {
-  for await (const { paddr, length, data, release } of a.chunks()) {
-    const other = Buffer.alloc(data ? length : 0);
-    if (data) b.memory!.read(paddr, other);
-    const differs = data && Buffer.compare(other, data) !== 0;
-    release?.();
-    if (differs) return paddr;
-  }
-  return null;
-}
-
-async function sameMemory(t: Pick<Test, 'equal'>, a: Guest, b: Guest): Promise<void> {
-  const blocks = (guest: Guest) => guest.blocks.reduce((sum, { length }) => sum + length, 0);
-  t.equal(blocks(a), blocks(b), 'as much memory');
-  t.equal(await firstDifference(a, b), null, 'the same memory');
-  t.equal(await firstDifference(b, a), null, 'the same memory the other way round');
-}
-
 for (const name of GUEST_NAMES)
   t.test(
     `${name}: headers, bitmaps and every page are QEMU's`,
@@ -69,21 +50,7 @@ for (const name of GUEST_NAMES)
     async (t) => {
       const { guest, path } = await open(name);
       const ours = await write(guest, 'ours', 'zlib');
-      const layout = planKdump(guest, { codec: 'zlib' });
-      const mine = readFileSync(ours).subarray(0, layout.descriptorsOffset);
-      const theirs = readFileSync(rearrange(path('qemu.kdump-zlib'))).subarray(0, layout.descriptorsOffset);
-
-      const { utsname, ...header } = decodeKdumpHeader(mine, layout.class);
-      const { utsname: _, ...qemuHeader } = decodeKdumpHeader(theirs, layout.class);
-      t.strictSame(header, qemuHeader, 'the main header but for utsname');
-      const { physBase, ...sub } = decodeKdumpSubHeader(mine.subarray(4096), layout.class, 6);
-      const { physBase: _qemu, ...qemuSub } = decodeKdumpSubHeader(theirs.subarray(4096), layout.class, 6);
-      t.strictSame(sub, qemuSub, 'the sub header but for phys_base');
-      t.equal(
-        Buffer.compare(bitmapsOf(mine, layout.bitmapOffset), bitmapsOf(theirs, layout.bitmapOffset)),
-        0,
-        'bitmaps',
-      );
+      const { utsname, physBase } = compareKdumpHeads(t, guest, ours, rearrange(path('qemu.kdump-zlib')));
 
       t.ok(
         [utsname.sysname, utsname.nodename, utsname.release, utsname.version, utsname.machine].every((s) => s !== ''),
@@ -102,8 +69,6 @@ for (const name of GUEST_NAMES)
       for (const each of [reopened, qemu, guest]) each.close();
     },
   );
-
-const bitmapsOf = (head: Buffer, offset: number) => head.subarray(offset);
 
 /** CPUs without KernelGSBase, which a description may not have, and without the descriptors that they came in. */
 function withoutRaw({ cpus }: KdumpGuest): unknown {

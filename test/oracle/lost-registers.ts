@@ -3,7 +3,7 @@
  * name (`cpu0.gs.flags`), found by comparing the text with QEMU's own note. Everything else must be equal.
  */
 
-import type { OracleGuest } from '../guests/oracle.js';
+import type { OracleManifest } from '../guests/oracle.js';
 
 /** Offsets in `struct QEMUCPUState` (target/i386/arch_dump.c). */
 const GENERAL = 'rax rbx rcx rdx rsi rdi rsp rbp r8 r9 r10 r11 r12 r13 r14 r15 rip rflags'.split(' ');
@@ -47,9 +47,11 @@ function qemuRange(field: string): readonly [number, number] {
 }
 
 /** A mask for compareElf: zeros where the guest's registers.txt has lost something. */
-export function maskLostRegisters({ manifest }: OracleGuest): (name: string, desc: Buffer, index: number) => Buffer {
+export function maskLostRegisters({
+  registersLost,
+}: Pick<OracleManifest, 'registersLost'>): (name: string, desc: Buffer, index: number) => Buffer {
   return (name, desc, index) => {
-    const lost = manifest.registersLost
+    const lost = registersLost
       .filter((entry) => entry.startsWith(`cpu${index}.`))
       .map((entry) => entry.slice(entry.indexOf('.') + 1));
     const masked = Buffer.from(desc);
