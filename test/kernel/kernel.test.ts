@@ -17,6 +17,7 @@ import {
 } from './kernel-fixture.js';
 
 const bench = new KernelBench(1);
+const benchOfTwo = new KernelBench(2);
 
 /** Encodings longer than a page can be no longer than this. */
 const LONGEST: Readonly<Record<Codec, number>> = { zlib: PAGE_SIZE + 11, lzo: 4118, snappy: 4107 };
@@ -68,6 +69,27 @@ for (const [codec, level] of VARIANTS) {
           return later.equals(fresh) && decodesTo(codec, later, page);
         }),
         { numRuns: 500 },
+      );
+    });
+
+    t.test('the same bytes whatever follows', async () => {
+      // The end of the page was there before, and what follows may or may not go on as it did there.
+      const seed = fc.integer({ min: 1, max: 1 << 30 });
+      const followed = (seed: number, next: number) => {
+        const pages = new Uint8Array(2 * PAGE_SIZE);
+        const tail = noise(PAGE_SIZE / 2, seed);
+        pages.set(tail, PAGE_SIZE / 2);
+        pages.set(tail.subarray(100, 108), PAGE_SIZE - (seed % 8));
+        pages.fill(next, PAGE_SIZE);
+        const { data, sizes } = benchOfTwo.encodeBatch(codec, level, pages);
+        return { encoded: Buffer.from(data.subarray(0, sizes[0])), goesOn: tail[100 + (seed % 8)]! };
+      };
+      fc.assert(
+        fc.property(seed, (seed) => {
+          const { encoded, goesOn } = followed(seed, 1);
+          return [0, 255, goesOn].every((next) => followed(seed, next).encoded.equals(encoded));
+        }),
+        { numRuns: 200 },
       );
     });
   });

@@ -240,8 +240,8 @@ export function parse(page: usize, length: usize, effort: u32, scratch: usize): 
   let literals = scratch + LITERALS;
   let anchor: usize = 0;
   let place: usize = 0;
-  // No match starts in the last two bytes.
-  const placesEnd: usize = length < SHORTEST_INPUT ? <usize>0 : length - (SHORTEST_MATCH - 1);
+  // A place is hashed by four bytes, and what follows the page must not decide: no match starts in the last three.
+  const placesEnd: usize = length < SHORTEST_INPUT ? <usize>0 : length - SHORTEST_MATCH;
   if (placesEnd) memory.fill(scratch + HASH_TABLE, 0, HASH_TABLE_BYTES);
   while (place < placesEnd) {
     const block = place & ~(BLOCK - 1);
