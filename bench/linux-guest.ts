@@ -22,13 +22,18 @@ export interface LinuxGuest {
   readonly nonZeroBytes: number;
 }
 
-/** Boots, fills and describes a guest. Its files go to `folder`. */
-export async function bootFullLinux(folder: string, memory: number, filled: number): Promise<LinuxGuest> {
+/** Boots, fills and describes a guest. Its files go to `folder`. @param args more of QEMU's */
+export async function bootFullLinux(
+  folder: string,
+  memory: number,
+  filled: number,
+  args: readonly string[] = [],
+): Promise<LinuxGuest> {
   const qemu = await bootLinux(await linuxKernel(cacheFolder()), {
     machine: 'pc',
     memory,
     cpu: 'max,la57=off',
-    args: ['-device', 'vmcoreinfo'],
+    args: ['-device', 'vmcoreinfo', ...args],
     base: folder,
   });
   await qemu.stop();

@@ -6,8 +6,11 @@
 import { ELFCLASS64, EM_X86_64, PT_LOAD } from './formats/elf.js';
 import { PAGE_CODEC_FLAGS } from './formats/kdump.js';
 import { findVmcoreinfo, vmcoreinfoFacts } from './formats/vmcoreinfo.js';
+import type { ElfNote } from './formats/notes.js';
 import type { CpuState, Guest } from './guest.js';
 import { type InspectedWinDmp, inspectWinDmp } from './inspect-win-dmp.js';
+import type { CompletedGuest } from './linux/with-vmcoreinfo.js';
+import { EXCLUDE_NAMES, EXCLUDE_REASONS, type ExcludeReason } from './page-exclusion.js';
 import { type CoreProgramHeaders, readElfProgramHeaders } from './sources/elf-core.js';
 import { KdumpGuest, type KdumpPageCounts } from './sources/kdump-core.js';
 import type { PageCensus } from './sources/kdump-pages.js';
@@ -40,10 +43,27 @@ export interface InspectedMapping {
   readonly stored: number;
 }
 
+/** What a Linux guest's pages are used for, as far as a dump may leave them out. */
+export interface InspectedPages {
+  /** pages of memory */
+  readonly total: number;
+  /** pages that a dump at level 31 leaves out, by reason; pages of zeros are not looked for */
+  readonly excluded: Readonly<Partial<Record<ExcludeReason, number>>>;
+  /** all others */
+  readonly kept: number;
+  /** those of them that are kept because the kernel's structures contradict themselves */
+  readonly undecided: number;
+  /** guest physical address where VMCOREINFO was found; null when the guest came with it */
+  readonly vmcoreinfoAt: string | null;
+  readonly warnings: readonly string[];
+}
+
 /** What is peculiar to a kdump. */
 export interface InspectedKdump {
   /** `struct disk_dump_header` and `struct kdump_sub_header`, by the names of their members */
   readonly header: Readonly<Record<string, string | number>>;
+  /** names of what dump_level says was left out */
+  readonly excludes: readonly string[];
   readonly pages: PageCensus & KdumpPageCounts;
   /** bytes of the pages that are not zero, over their bytes in the file; null when there are none */
   readonly ratio: number | null;
@@ -65,11 +85,19 @@ export interface Inspection {
   readonly mappings: readonly InspectedMapping[];
   /** kdump: header fields by their names, and what the pages are; null for other formats */
   readonly kdump: InspectedKdump | null;
+  /** what the pages are used for; null when it was not asked for */
+  readonly pages: InspectedPages | null;
   /** Windows: the dump header by its fields, of a crash dump or of the driver's note; null for other guests */
   readonly winDmp: InspectedWinDmp | null;
   readonly notes: readonly { readonly name: string; readonly type: number; readonly bytes: number }[];
   /** the main facts of VMCOREINFO, null where it does not say; null when there is none */
   readonly vmcoreinfo: Readonly<Record<string, string | number | boolean | null>> | null;
+}
+
+/** How to look. */
+export interface InspectOptions extends OpenGuestOptions {
+  /** Linux guests: look what the pages are used for, which takes reading all of the kernel's `struct page` */
+  readonly pages?: boolean | undefined;
 }
 
 function hex(value: bigint | number): string {
@@ -78,23 +106,27 @@ function hex(value: bigint | number): string {
 
 /**
  * Looks at a vmcore or at any other source.
- * @throws VmcoreError as openGuest does
+ * @throws VmcoreError as openGuest does, and with `pages` as excludePages does
  */
-export async function inspect(source: string, options: OpenGuestOptions = {}): Promise<Inspection> {
+export async function inspect(source: string, options: InspectOptions = {}): Promise<Inspection> {
   const guest = await openGuest(source, options);
   try {
-    return await inspectGuest(source, guest);
+    if (!options.pages) return await inspectGuest(source, guest, guest.notes);
+    const { withVmcoreinfo } = await import('./linux/with-vmcoreinfo.js');
+    const completed = await withVmcoreinfo(guest);
+    const inspection = await inspectGuest(source, guest, completed.guest.notes);
+    return { ...inspection, pages: await inspectPages(completed) };
   } finally {
     guest.close();
   }
 }
 
-async function inspectGuest(source: string, guest: Guest): Promise<Inspection> {
+async function inspectGuest(source: string, guest: Guest, notes: readonly ElfNote[]): Promise<Inspection> {
   const kdump = guest instanceof KdumpGuest ? guest : null;
   const elf = kdump ? null : await readElfProgramHeaders(guest.name);
   const winDmp = inspectWinDmp(guest);
   // A Windows driver's note goes by the same name.
-  const info = winDmp ? null : findVmcoreinfo(guest.notes);
+  const info = winDmp ? null : findVmcoreinfo(notes);
   return {
     source,
     format: kdump ? kdumpFormat(kdump) : elf ? elfFormat(elf) : sourceFormat(source, guest),
@@ -106,8 +138,9 @@ async function inspectGuest(source: string, guest: Guest): Promise<Inspection> {
     },
     mappings: elf ? virtualMappings(elf) : [],
     kdump: kdump && inspectKdump(kdump),
+    pages: null,
     winDmp,
-    notes: guest.notes.map(({ name, type, desc }) => ({ name, type, bytes: desc.length })),
+    notes: notes.map(({ name, type, desc }) => ({ name, type, bytes: desc.length })),
     vmcoreinfo:
       info && Object.fromEntries(Object.entries(vmcoreinfoFacts(info)).map(([key, value]) => [key, plain(value)])),
   };
@@ -127,6 +160,30 @@ const COMPRESSION_NAMES = Object.entries(PAGE_CODEC_FLAGS);
 function kdumpFormat({ flattened, headers }: KdumpGuest): string {
   const codecs = COMPRESSION_NAMES.filter(([, flag]) => (headers.header.status & flag) !== 0).map(([name]) => name);
   return `${flattened ? 'flattened kdump' : 'kdump'}, ${codecs.join(' and ') || 'compression not told'}`;
+}
+
+/** The decision of a dump at the highest level; what is damaged is told, not refused. */
+async function inspectPages({ guest, paddr }: CompletedGuest): Promise<InspectedPages> {
+  const { excludePages } = await import('./linux/exclude-pages.js');
+  const { exclusion, undecided, warnings } = await excludePages(guest, { level: 31, fallback: 'keep' });
+  const total = guest.blocks.reduce((sum, { length }) => sum + Math.ceil(length / PAGE_SIZE), 0);
+  // What the source lacks is not looked at here: the kernel still knows what it was used for.
+  const counts = EXCLUDE_REASONS.flatMap((reason) =>
+    reason === 'missing' ? [] : [[reason, exclusion.count(reason)] as const],
+  );
+  return {
+    total,
+    excluded: Object.fromEntries(counts),
+    kept: total - exclusion.total,
+    undecided,
+    vmcoreinfoAt: paddr === null ? null : hex(paddr),
+    warnings,
+  };
+}
+
+/** Names of the DL_EXCLUDE_* bits of a level. */
+function excludeNames(level: number): string[] {
+  return Object.entries(EXCLUDE_NAMES).flatMap(([name, bit]) => ((level & bit) !== 0 ? [name] : []));
 }
 
 function inspectKdump({ headers: { header, subHeader }, pages, pageCounts }: KdumpGuest): InspectedKdump {
@@ -159,6 +216,7 @@ function inspectKdump({ headers: { header, subHeader }, pages, pageCounts }: Kdu
         max_mapnr_64: subHeader.maxMapnr,
       }),
     },
+    excludes: excludeNames(subHeader?.dumpLevel ?? 0),
     pages: { ...pageCounts, ...census },
     ratio: data === 0 ? null : (data * PAGE_SIZE) / (census.bytes - zeroPage),
   };

@@ -1,6 +1,6 @@
 /**
- * Which pages of a guest a dump leaves out, and why: one bit a page frame, held in pieces that are made only where a
- * page is left out, so that it takes memory by what the guest has and not by what it claims.
+ * Which pages of a guest a dump leaves out, and why: one bit a page frame (page-set.ts), so that it takes
+ * memory by what the guest has and not by what it claims.
  *
  * Decided before the memory streams (transforms/page-filter.ts applies it), but for pages of zeros, which show
  * themselves on the way.
@@ -13,6 +13,9 @@ import {
   DL_EXCLUDE_USER_DATA,
   DL_EXCLUDE_ZERO,
 } from './formats/kdump.js';
+import { type PfnRun, PageSet } from './page-set.js';
+
+export type { PfnRun } from './page-set.js';
 
 /** What `--exclude` calls the bits of a level. */
 export const EXCLUDE_NAMES = {
@@ -23,27 +26,40 @@ export const EXCLUDE_NAMES = {
   free: DL_EXCLUDE_FREE,
 } as const;
 
-/** Why a page is left out. The last two have no bit of their own: makedumpfile leaves them out at every level. */
-export const EXCLUDE_REASONS = ['cache', 'cache-private', 'user', 'free', 'hwpoison', 'offline'] as const;
+/**
+ * Why a page is left out. Poisoned and offline pages have no bit of their own: makedumpfile leaves them out at every
+ * level. What is missing was left out of the source by whoever made it.
+ */
+export const EXCLUDE_REASONS = ['cache', 'cache-private', 'user', 'free', 'hwpoison', 'offline', 'missing'] as const;
 /** One of EXCLUDE_REASONS. */
 export type ExcludeReason = (typeof EXCLUDE_REASONS)[number];
 
-/** Pages of a piece of the bitmap: 128 MiB of memory, 4 KiB of bits. */
-const PIECE_PAGES = 32_768;
-
-/** A run of page frames: [start, end). */
-export interface PfnRun {
-  readonly start: number;
-  readonly end: number;
+/** Pages that a source lacks, because it is a dump that left them out. They read as zeros. */
+export interface MissingPages {
+  /** the level at which they were left out */
+  readonly level: number;
+  /** how many they are */
+  readonly count: number;
+  /** which they are, ascending */
+  runs(): Iterable<PfnRun>;
 }
 
 /** The set of pages that a dump leaves out. */
 export class PageExclusion {
-  readonly #pieces = new Map<number, Uint32Array>();
+  readonly #pages = new PageSet();
   readonly #counts = new Map<ExcludeReason, number>();
 
+  #level: number;
+
   /** @param level what is left out; DL_EXCLUDE_ZERO in it is for the stages, no zero page is in the set */
-  constructor(readonly level: number) {}
+  constructor(level: number) {
+    this.#level = level;
+  }
+
+  /** What is left out, DL_EXCLUDE_* bits. */
+  get level(): number {
+    return this.#level;
+  }
 
   /** Whether pages of zeros are left out too. */
   get zeros(): boolean {
@@ -57,78 +73,39 @@ export class PageExclusion {
 
   /** How many pages are left out. */
   get total(): number {
-    return EXCLUDE_REASONS.reduce((sum, reason) => sum + this.count(reason), 0);
+    return this.#pages.size;
   }
 
   /** Leaves out `count` pages from `pfn` on. */
   add(pfn: number, count: number, reason: ExcludeReason): void {
-    let added = 0;
-    for (let at = pfn; at < pfn + count;) {
-      const end = Math.min(pfn + count, (Math.floor(at / PIECE_PAGES) + 1) * PIECE_PAGES);
-      added += setBits(this.#piece(at), at % PIECE_PAGES, end - at);
-      at = end;
-    }
-    this.#counts.set(reason, this.count(reason) + added);
+    this.#counts.set(reason, this.count(reason) + this.#pages.add(pfn, count));
+  }
+
+  /** Leaves out what the source lacks. */
+  addMissing(missing: MissingPages): void {
+    this.#level |= missing.level;
+    for (const { start, end } of missing.runs()) this.add(start, end - start, 'missing');
   }
 
   /** Whether a page is left out. */
   has(pfn: number): boolean {
-    const bits = this.#pieces.get(Math.floor(pfn / PIECE_PAGES));
-    const bit = pfn % PIECE_PAGES;
-    return bits !== undefined && (bits[bit >>> 5]! & (1 << (bit & 31))) !== 0;
+    return this.#pages.has(pfn);
   }
 
   /** The first page in [from, to) that is left out, or that is not; `to` when there is none. */
   next(from: number, to: number, excluded: boolean): number {
-    const whole = excluded ? 0 : -1;
-    for (let at = from; at < to;) {
-      const bits = this.#pieces.get(Math.floor(at / PIECE_PAGES));
-      const bit = at % PIECE_PAGES;
-      if (!bits) {
-        if (!excluded) return at;
-        at += PIECE_PAGES - bit;
-      } else if ((bit & 31) === 0 && (bits[bit >>> 5]! | 0) === whole) at += 32;
-      else if (((bits[bit >>> 5]! & (1 << (bit & 31))) !== 0) === excluded) return at;
-      else at++;
-    }
-    return to;
+    return this.#pages.next(from, to, excluded);
+  }
+
+  /** How many pages of [from, to) are left out. */
+  countIn(from: number, to: number): number {
+    let count = 0;
+    for (const { start, end } of this.runs(from, to, true)) count += end - start;
+    return count;
   }
 
   /** The runs of pages in [from, to) that are left out, or that are not, in order. */
-  *runs(from: number, to: number, excluded: boolean): Generator<PfnRun, undefined> {
-    for (let at = from; at < to;) {
-      const start = this.next(at, to, excluded);
-      if (start >= to) return;
-      const end = this.next(start, to, !excluded);
-      yield { start, end };
-      at = end;
-    }
+  runs(from: number, to: number, excluded: boolean): Generator<PfnRun, undefined> {
+    return this.#pages.runs(from, to, excluded);
   }
-
-  #piece(pfn: number): Uint32Array {
-    const index = Math.floor(pfn / PIECE_PAGES);
-    let bits = this.#pieces.get(index);
-    if (!bits) this.#pieces.set(index, (bits = new Uint32Array(PIECE_PAGES / 32)));
-    return bits;
-  }
-}
-
-/** Sets bits that are not set. @returns how many those were */
-function setBits(bits: Uint32Array, from: number, count: number): number {
-  let added = 0;
-  for (let bit = from; bit < from + count;) {
-    if ((bit & 31) === 0 && from + count - bit >= 32 && bits[bit >>> 5] === 0) {
-      bits[bit >>> 5] = 0xffff_ffff;
-      added += 32;
-      bit += 32;
-      continue;
-    }
-    const mask = 1 << (bit & 31);
-    if ((bits[bit >>> 5]! & mask) === 0) {
-      bits[bit >>> 5]! |= mask;
-      added++;
-    }
-    bit++;
-  }
-  return added;
 }

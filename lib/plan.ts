@@ -6,7 +6,9 @@ import type { Duplex } from 'streamx';
 import type { PageEncoder } from './codecs/page-encoder.js';
 import { VmcoreError } from './errors.js';
 import type { Guest } from './guest.js';
+import type { PageExclusion } from './page-exclusion.js';
 import type { MemoryBlock } from './physical-memory.js';
+import { describeLeftOut, type LeftOut, type Prepared, prepare } from './plan-exclusion.js';
 import type { ExtentSink } from './sinks/extent-sink.js';
 import { SlabPool } from './slab-pool.js';
 import { type Chunk, PAGE_SIZE, type Source } from './stage.js';
@@ -49,10 +51,24 @@ export interface DumpRequest {
   readonly level?: number | undefined;
   /** win-dmp: look for KDBG in a guest without a dump header of its driver's; true by default */
   readonly findKdbg?: boolean | undefined;
+  /**
+   * leave pages out: DL_EXCLUDE_* bits, 0 to 31, with the meaning of makedumpfile's dump levels. All but the lowest need
+   * a Linux guest, VMCOREINFO and random access; none are left out when absent. Goes with elf and kdump
+   */
+  readonly dumpLevel?: number | undefined;
+  /** what to do where the kernel's structures do not hold together: `refuse`, the default, or `keep` their pages */
+  readonly excludeFallback?: 'refuse' | 'keep' | undefined;
+  /** elf: pages that are left out are zeros; without it, long runs of them end segments */
+  readonly keepLayout?: boolean | undefined;
+  /**
+   * look for VMCOREINFO in the memory of a guest that came without; by default only when `dumpLevel` needs it. To look
+   * may take as long as reading all of the memory
+   */
+  readonly findVmcoreinfo?: boolean | undefined;
 }
 
 /** Pages of guest memory by what became of them. */
-export interface DumpedPages {
+export interface DumpedPages extends LeftOut {
   readonly total: number;
   /** written, compressed or not */
   readonly data: number;
@@ -64,8 +80,18 @@ export interface DumpedPages {
   readonly missing?: number;
 }
 
+/** What planning may use. */
+export interface PlanContext {
+  readonly signal: AbortSignal;
+  /** is told what whoever asked should know */
+  onWarning(text: string): void;
+}
+
 /** A request that has been thought through. */
-export interface Plan {
+export interface Plan extends Prepared, FormatPlan {}
+
+/** What a format makes of a request. */
+interface FormatPlan {
   /** bytes of guest memory that will be written */
   readonly memoryBytes: number;
   /** where the source's slabs come from: the bound on the memory that a dump uses */
@@ -88,25 +114,27 @@ export interface Plan {
 const SLABS = 16;
 
 /** Plans a dump. @throws VmcoreError */
-export function planDump(
-  guest: Guest,
-  request: DumpRequest,
-  context: { readonly signal: AbortSignal; onWarning(text: string): void },
-): Promise<Plan> {
-  const { format = 'elf' } = request;
-  if (format === 'elf') return planElfDump(guest, request, context);
-  if (format === 'win-dmp') return planWinDmpDump(guest, request, context);
-  return planKdumpDump(guest, format, request, context.signal);
+export async function planDump(guest: Guest, request: DumpRequest, context: PlanContext): Promise<Plan> {
+  const prepared = await prepare(guest, request, context);
+  const { exclusion } = prepared;
+  const plan = await planFormat(prepared, request, context);
+  if (!exclusion || exclusion.total === 0) return { ...prepared, ...plan };
+  const { PageFilter } = await import('./transforms/page-filter.js');
+  return { ...prepared, ...plan, stages: [new PageFilter(exclusion, { signal: context.signal }), ...plan.stages] };
 }
 
-async function planElfDump(
-  guest: Guest,
-  request: DumpRequest,
-  context: { readonly signal: AbortSignal; onWarning(text: string): void },
-): Promise<Plan> {
+function planFormat(prepared: Prepared, request: DumpRequest, context: PlanContext): Promise<FormatPlan> {
+  const { format = 'elf' } = request;
+  if (format === 'elf') return planElfDump(prepared, request, context);
+  if (format === 'win-dmp') return planWinDmpDump(prepared.guest, request, context);
+  return planKdumpDump(prepared, format, request, context.signal);
+}
+
+async function planElfDump(prepared: Prepared, request: DumpRequest, context: PlanContext): Promise<FormatPlan> {
+  const { guest, exclusion } = prepared;
   const mappings = request.paging ? await resolve(guest, request, context) : undefined;
-  const layout = planElf(guest, { range: request.range, mappings });
-  const total = Math.ceil(layout.memoryBytes / PAGE_SIZE);
+  const split = request.keepLayout || exclusion?.total === 0 ? null : exclusion;
+  const layout = planElf(guest, { range: request.range, mappings, exclusion: split ?? undefined });
   return {
     memoryBytes: layout.memoryBytes,
     pool: new SlabPool(SLABS),
@@ -114,27 +142,39 @@ async function planElfDump(
     seeks: false,
     mappings: layout.programHeaders.length - 1,
     pages({ totals }) {
-      const zero = Math.floor(totals.skipped / PAGE_SIZE);
-      return { total, data: Math.max(0, total - zero), zero };
+      const total = Math.ceil(layout.memoryBytes / PAGE_SIZE);
+      const excluded = exclusion ? excludedIn(layout.blocks, exclusion) : 0;
+      // Of the pages that are left out, those that are in the file are among its zeros.
+      const blanked = excluded - Math.floor((layout.memoryBytes - layout.storedBytes) / PAGE_SIZE);
+      const zero = Math.max(0, Math.floor(totals.skipped / PAGE_SIZE) - blanked);
+      return { total, data: Math.max(0, total - zero - excluded), zero, ...describeLeftOut(prepared, excluded) };
     },
   };
+}
+
+/** Pages of blocks that are left out. */
+function excludedIn(blocks: readonly MemoryBlock[], exclusion: PageExclusion): number {
+  const count = ({ base, length }: MemoryBlock) =>
+    exclusion.countIn(Math.floor(base / PAGE_SIZE), Math.ceil((base + length) / PAGE_SIZE));
+  return blocks.reduce((sum, block) => sum + count(block), 0);
 }
 
 async function resolve(
   guest: Guest,
   { maxMappings, maxPageTables }: DumpRequest,
-  context: { readonly signal: AbortSignal; onWarning(text: string): void },
+  context: PlanContext,
 ): Promise<Mapping[]> {
   const { resolveMappings } = await import('./transforms/mapping-resolver.js');
   return resolveMappings(guest, { maxMappings, maxPageTables, ...context });
 }
 
 async function planKdumpDump(
-  guest: Guest,
+  prepared: Prepared,
   format: Exclude<Format, 'elf' | 'win-dmp'>,
   request: DumpRequest,
   signal: AbortSignal,
-): Promise<Plan> {
+): Promise<FormatPlan> {
+  const { guest, exclusion } = prepared;
   if (request.paging)
     throw new VmcoreError('USAGE', 'kdump-compressed format has no place for virtual addresses: paging goes with elf');
   const [{ planKdump }, { KdumpFramer }, { Flattener }, { PageAligner }, { PageCompressor }] = await Promise.all([
@@ -146,7 +186,7 @@ async function planKdumpDump(
   ]);
   const seeks = format.startsWith('kdump-raw-');
   const codec = format.replace(/^kdump-(raw-)?/, '') as KdumpCodec;
-  const layout = planKdump(guest, { codec, range: request.range });
+  const layout = planKdump(guest, { codec, range: request.range, exclusion: exclusion ?? undefined });
   const compressor = new PageCompressor(await openEncoder(codec, request), { signal });
   return {
     memoryBytes: layout.memoryBytes,
@@ -160,17 +200,16 @@ async function planKdumpDump(
     seeks,
     pages() {
       const { zero, stored, compressed } = compressor.counts;
-      return { total: layout.pageCount, data: stored + compressed, zero, compressed };
+      const { pageCount: total, excludedCount } = layout;
+      const data = stored + compressed;
+      // Pages that are left out come as zeros.
+      return { total, data, zero: zero - excludedCount, compressed, ...describeLeftOut(prepared, excludedCount) };
     },
     compressSeconds: () => compressor.encoder.busySeconds,
   };
 }
 
-async function planWinDmpDump(
-  guest: Guest,
-  request: DumpRequest,
-  context: { readonly signal: AbortSignal; onWarning(text: string): void },
-): Promise<Plan> {
+async function planWinDmpDump(guest: Guest, request: DumpRequest, context: PlanContext): Promise<FormatPlan> {
   if (request.paging || request.range)
     throw new VmcoreError(
       'USAGE',

@@ -22,7 +22,10 @@ export interface Chunk {
   readonly paddr: number;
   /** number of bytes; whole pages but for the ends of a range */
   readonly length: number;
-  /** the bytes, `length` of them; absent when the run is known to be zeros (a hole of any size) */
+  /**
+   * the bytes, `length` of them; absent when the run is known to be zeros (a hole of any size). With `release` they are
+   * lent to whoever has the chunk, who may write to them; without it they may be somebody's own
+   */
   readonly data?: Uint8Array | undefined;
   /** bytes of guest memory that the chunk stands for, where they are not `length`: padded to whole pages it has more */
   readonly memory?: number | undefined;

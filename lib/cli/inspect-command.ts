@@ -1,7 +1,7 @@
 /** `vmcore inspect`: what a vmcore is. */
 
 import type { Argv } from 'yargs';
-import type { Inspection } from '../inspect.js';
+import type { InspectedKdump, Inspection } from '../inspect.js';
 import { formatSize } from '../sizes.js';
 
 export const command = 'inspect <file>';
@@ -12,6 +12,7 @@ const MAPPINGS_SHOWN = 12;
 
 interface InspectArguments {
   file: string;
+  pages: boolean;
   json: boolean;
 }
 
@@ -25,15 +26,21 @@ export function builder(yargs: Argv): Argv {
       coerce: (file: string) => file || '-',
       describe: 'a vmcore, or any source that dump takes',
     })
+    .option('pages', {
+      type: 'boolean',
+      default: false,
+      describe: 'Linux: count pages by what they are used for, as dump --dump-level 31 sees it',
+    })
     .option('json', { type: 'boolean', default: false, describe: 'print one JSON object, with all mappings' })
     .example('$0 inspect vmcore', 'what is in it')
+    .example('$0 inspect vmcore --pages', 'and what a dump level would leave out of it')
     .example('$0 inspect vmcore --json', 'the same for programs');
 }
 
 /** Runs the command. */
-export async function handler({ file, json }: InspectArguments): Promise<void> {
+export async function handler({ file, pages, json }: InspectArguments): Promise<void> {
   const { inspect } = await import('../inspect.js');
-  const inspection = await inspect(file);
+  const inspection = await inspect(file, { pages });
   process.stdout.write(`${json ? JSON.stringify(inspection) : inspectionText(inspection)}\n`);
 }
 
@@ -45,6 +52,7 @@ export function inspectionText(inspection: Inspection): string {
     ...memoryLines(inspection),
     ...mappingLines(inspection),
     ...kdumpLines(inspection),
+    ...pageLines(inspection),
     ...winDmpLines(inspection),
     ...noteLines(inspection),
     ...vmcoreinfoLines(inspection),
@@ -85,7 +93,24 @@ function kdumpLines({ kdump }: Inspection): string[] {
   return [
     `pages: ${memory}: ${compressed} compressed, ${plain} plain, ${zero} zero, ${excluded} left out; ${formatSize(bytes)} in the file${ratio}`,
     'header:',
-    ...Object.entries(kdump.header).map(([name, value]) => `  ${name}: ${value}`),
+    ...Object.entries(kdump.header).map(([name, value]) => `  ${name}: ${value}${levelNames(name, kdump)}`),
+  ];
+}
+
+/** What the bits of dump_level mean. */
+function levelNames(name: string, { excludes }: InspectedKdump): string {
+  return name === 'dump_level' && excludes.length > 0 ? ` (${excludes.join(', ')})` : '';
+}
+
+function pageLines({ pages }: Inspection): string[] {
+  if (!pages) return [];
+  const { total, excluded, kept, undecided, vmcoreinfoAt, warnings } = pages;
+  return [
+    ...(vmcoreinfoAt ? [`VMCOREINFO found in guest memory at ${vmcoreinfoAt}`] : []),
+    `a dump at level 31 leaves out, of ${total} pages:`,
+    ...Object.entries(excluded).map(([reason, count]) => `  ${reason}: ${count}`),
+    `  and keeps ${kept}${undecided > 0 ? `, ${undecided} of them because they could not be decided on` : ''}`,
+    ...warnings.map((text) => `  warning: ${text}`),
   ];
 }
 

@@ -8,7 +8,8 @@
 import { VmcoreError } from '../errors.js';
 import { FLATTENED_HEADER_SIZE, isFlattened } from '../formats/flattened.js';
 import { splitNotes } from '../formats/notes.js';
-import type { MemoryBlock } from '../physical-memory.js';
+import type { MissingPages, PfnRun } from '../page-exclusion.js';
+import { blockEnd, type MemoryBlock } from '../physical-memory.js';
 import { PAGE_SIZE } from '../stage.js';
 import { FileBacking } from './file-backing.js';
 import { FlattenedFile } from './flattened-file.js';
@@ -42,6 +43,13 @@ export class KdumpGuest extends MemoryGuest {
     readonly pages: KdumpPages,
   ) {
     super(fields);
+  }
+
+  /** The pages that were left out; null when none was. */
+  get missing(): MissingPages | null {
+    const { excluded: count } = this.pageCounts;
+    if (count === 0) return null;
+    return { level: this.headers.subHeader?.dumpLevel ?? 0, count, runs: () => missingRuns(this.blocks, this.pages) };
   }
 }
 
@@ -95,6 +103,18 @@ export async function readKdump(
   const memory = blocks.reduce((sum, block) => sum + block.length, 0) / PAGE_SIZE;
   const counts = { memory, stored: stored.count, excluded: Math.max(0, memory - stored.count) };
   return new KdumpGuest(fields, headers, counts, flattened, pages);
+}
+
+/** The pages of blocks that are not stored. */
+function* missingRuns(blocks: readonly MemoryBlock[], pages: KdumpPages): Generator<PfnRun, undefined> {
+  for (const block of blocks) {
+    const last = blockEnd(block) / PAGE_SIZE;
+    for (let pfn = block.base / PAGE_SIZE; pfn < last; pfn++) {
+      const end = pages.nextStored(pfn, last);
+      if (end > pfn) yield { start: pfn, end };
+      pfn = end;
+    }
+  }
 }
 
 /** The memory that the first bitmap has. */

@@ -171,6 +171,11 @@ export class KdumpPages {
     return page.every((byte) => byte === 0) ? this.#dataOffset : null;
   }
 
+  /** The first page in [from, to) that is stored; `to` when none is. */
+  nextStored(from: number, to: number): number {
+    return this.#stored.nextSet(from, to);
+  }
+
   /** The first page in [from, to) that may hold anything but zeros; `to` when none does. */
   nextData(from: number, to: number): number {
     for (let pfn = this.#stored.nextSet(from, to); pfn < to;) {

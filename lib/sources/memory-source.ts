@@ -1,9 +1,11 @@
 /**
  * Guest memory as a stream of chunks, in ascending order of addresses: regions are read slab by slab, and what a
- * backing knows to be a hole is passed on as a chunk without data, whatever its size, and never read.
+ * backing knows to be a hole, or what is to be skipped, is passed on as a chunk without data, whatever its size, and
+ * never read.
  */
 
 import type { ChunkOptions } from '../guest.js';
+import type { PageExclusion } from '../page-exclusion.js';
 import { blockEnd, type DataRun, type MemoryBlock, type MemoryRegion } from '../physical-memory.js';
 import { SlabPool } from '../slab-pool.js';
 import { type Chunk, PAGE_SIZE, Source, type StageOptions } from '../stage.js';
@@ -30,12 +32,12 @@ export class MemorySource extends Source<Chunk> {
 
   /**
    * @param regions sorted and without overlap, as PhysicalMemory has them
-   * @param options `pool`, `range` (bytes of guest physical addresses), `signal`
+   * @param options `pool`, `range` (bytes of guest physical addresses), `skip`, `signal`
    */
   constructor(regions: readonly MemoryRegion[], options: ChunkOptions & StageOptions = {}) {
     super(options);
     this.#pool = options.pool ?? new SlabPool();
-    this.#pieces = pieces(regions, options.range, this.#pool.slabBytes);
+    this.#pieces = pieces(regions, options, this.#pool.slabBytes);
   }
 
   protected override async next(): Promise<Chunk | null> {
@@ -60,27 +62,47 @@ export class MemorySource extends Source<Chunk> {
 
 function* pieces(
   regions: readonly MemoryRegion[],
-  range: MemoryBlock | undefined,
+  { range, skip }: ChunkOptions,
   slabBytes: number,
 ): Generator<Piece, undefined> {
   for (const region of regions) {
     const part = intersect(region, range);
-    if (part) yield* regionPieces(region, part.base, blockEnd(part), slabBytes);
+    if (!part) continue;
+    const runs = dataRuns(region, part.base, blockEnd(part));
+    yield* regionPieces(region, part, skip ? keptRuns(runs, skip) : runs, slabBytes);
   }
 }
 
-/** Cuts [from, to) of a region into holes and slabs full of data. */
-function* regionPieces(region: MemoryRegion, from: number, to: number, slabBytes: number): Generator<Piece, undefined> {
-  let at = from;
-  for (const run of dataRuns(region, from, to)) {
-    if (run.start - at >= SMALLEST_HOLE) {
-      yield* cut(region, at, run.start, LARGEST_HOLE, true);
-      at = run.start;
-    }
-    yield* cut(region, at, run.end, slabBytes, false);
+/** Cuts a part of a region into holes and slabs full of data. */
+function* regionPieces(
+  region: MemoryRegion,
+  part: MemoryBlock,
+  runs: Iterable<DataRun>,
+  slabBytes: number,
+): Generator<Piece, undefined> {
+  let at = part.base;
+  for (const run of joinedRuns(runs, at)) {
+    yield* cut(region, at, run.start, LARGEST_HOLE, true);
+    yield* cut(region, run.start, run.end, slabBytes, false);
     at = run.end;
   }
-  yield* cut(region, at, to, LARGEST_HOLE, true);
+  yield* cut(region, at, blockEnd(part), LARGEST_HOLE, true);
+}
+
+/** Runs with what lies between them, or before the first, where that is too little to be a hole. */
+function* joinedRuns(runs: Iterable<DataRun>, from: number): Generator<DataRun, undefined> {
+  let start = from;
+  let end = from;
+  for (const run of runs) {
+    const isApart = run.start - end >= SMALLEST_HOLE;
+    // What is long enough goes on: looking for all of a long run's parts at once would keep its reader waiting.
+    if (isApart || end - start >= LARGEST_HOLE) {
+      if (start < end) yield { start, end };
+      start = isApart ? run.start : end;
+    }
+    end = run.end;
+  }
+  if (start < end) yield { start, end };
 }
 
 /** Pieces of at most `step` bytes, cut at multiples of it so that they stay aligned to pages. */
@@ -113,6 +135,13 @@ function* dataRuns({ base, offset, backing }: MemoryRegion, from: number, to: nu
     yield { start: Math.max(pageDown(run.start + shift), at), end };
     at = end;
   }
+}
+
+/** What is left of runs without the pages that are to be skipped. */
+function* keptRuns(runs: Iterable<DataRun>, skip: PageExclusion): Generator<DataRun, undefined> {
+  for (const run of runs)
+    for (const { start, end } of skip.runs(Math.floor(run.start / PAGE_SIZE), Math.ceil(run.end / PAGE_SIZE), false))
+      yield { start: Math.max(start * PAGE_SIZE, run.start), end: Math.min(end * PAGE_SIZE, run.end) };
 }
 
 function pageDown(address: number): number {

@@ -1,6 +1,6 @@
 /**
  * ELF framer: chunks of guest memory in, extents of an ELF vmcore out. The layout has decided everything; what is left
- * is one subtraction a chunk, and the check that all of the memory came.
+ * is one subtraction a chunk, cuts where segments end, and the check that all of the memory came.
  */
 
 import { VmcoreError } from '../errors.js';
@@ -25,15 +25,31 @@ export class ElfFramer extends Stage<Chunk, Extent> {
   }
 
   protected override transform(chunk: Chunk): void {
-    const { paddr, length, data, release } = chunk;
-    const block = this.layout.blocks[lastIndexAtOrBelow(this.layout.blocks, paddr)];
-    if (!block || paddr + length > blockEnd(block))
-      throw new VmcoreError(
-        'BAD_INPUT',
-        `memory ${describeBlock({ base: paddr, length })} came, but the layout has no block for it`,
-      );
+    const { length, release } = chunk;
+    const parts = [...this.#partsOf(chunk)];
+    const last = parts.findLastIndex(({ data }) => data);
+    // Extents are taken in order: the bytes are given back with the last that has some.
+    parts.forEach((part, i) => this.emitItem(i === last ? { ...part, release } : part));
+    if (last < 0) release?.();
     this.#placed += length;
-    this.emitItem({ offset: block.offset + (paddr - block.base), length, data, memory: length, release });
+  }
+
+  /** The chunk as extents; memory that is left out is one of no bytes. */
+  *#partsOf(chunk: Chunk): Generator<Extent, undefined> {
+    const { paddr, length, data } = chunk;
+    const { blocks } = this.layout;
+    const end = paddr + length;
+    for (let at = paddr; at < end;) {
+      const block = blocks[lastIndexAtOrBelow(blocks, at)];
+      if (!block || at >= blockEnd(block)) throw homeless(chunk);
+      const from = at - block.base;
+      const stop = from < block.stored ? Math.min(end, block.base + block.stored) : Math.min(end, blockEnd(block));
+      const memory = stop - at;
+      if (from >= block.stored) yield { offset: block.offset + block.stored, length: 0, memory };
+      else
+        yield { offset: block.offset + from, length: memory, data: data?.subarray(at - paddr, stop - paddr), memory };
+      at = stop;
+    }
   }
 
   protected override flush(): void {
@@ -41,4 +57,9 @@ export class ElfFramer extends Stage<Chunk, Extent> {
     if (this.#placed !== memoryBytes)
       throw new VmcoreError('TRUNCATED', `the source gave ${this.#placed} of ${memoryBytes} bytes of guest memory`);
   }
+}
+
+function homeless({ paddr, length }: Chunk): VmcoreError {
+  const memory = describeBlock({ base: paddr, length });
+  return new VmcoreError('BAD_INPUT', `memory ${memory} came, but the layout has no block for it`);
 }

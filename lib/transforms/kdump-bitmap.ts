@@ -5,6 +5,7 @@
  * So they are made in pieces, on demand; zeros are skipped and ones are a shared buffer.
  */
 
+import type { PageExclusion } from '../page-exclusion.js';
 import type { Extent } from '../stage.js';
 import { type KdumpLayout, type PageRun, runEnd } from './kdump-layout.js';
 
@@ -15,11 +16,31 @@ const PIECE_PAGES = PIECE_BYTES * 8;
 /** A piece whose pages are all there; shared, never written. */
 const ONES = new Uint8Array(PIECE_BYTES).fill(0xff);
 
-/** Extents of both bitmaps, which are the same; pieces without any page are left out. */
-export function* bitmapExtents(layout: KdumpLayout): Generator<Extent, undefined> {
-  for (const { start, bytes } of bitmapPieces(layout.runs, layout.bitmapBytes))
-    for (const offset of [layout.bitmapOffset, layout.bitmapOffset + layout.bitmapBytes])
-      yield { offset: offset + start, length: bytes.length, data: bytes, memory: 0 };
+/** Extents of both bitmaps: of the pages that are memory, and of those that are stored. Pieces of zeros are left out. */
+export function* bitmapExtents({
+  runs,
+  exclusion,
+  bitmapOffset,
+  bitmapBytes,
+}: KdumpLayout): Generator<Extent, undefined> {
+  for (const { start, bytes } of bitmapPieces(runs, bitmapBytes)) {
+    yield pieceExtent(bitmapOffset + start, bytes);
+    const stored = exclusion ? withoutExcluded(bytes, start * 8, exclusion) : bytes;
+    if (stored) yield pieceExtent(bitmapOffset + bitmapBytes + start, stored);
+  }
+}
+
+function pieceExtent(offset: number, bytes: Uint8Array): Extent {
+  return { offset, length: bytes.length, data: bytes, memory: 0 };
+}
+
+/** A piece without the pages that are left out; null when no page is left. `bytes` may be shared and stays as it is. */
+function withoutExcluded(bytes: Uint8Array, firstPfn: number, exclusion: PageExclusion): Uint8Array | null {
+  const end = firstPfn + bytes.length * 8;
+  if (exclusion.next(firstPfn, end, true) === end) return bytes;
+  const stored = bytes.slice();
+  for (const run of exclusion.runs(firstPfn, end, true)) clearBits(stored, run.start - firstPfn, run.end - firstPfn);
+  return stored.some((byte) => byte !== 0) ? stored : null;
 }
 
 /** Pieces of one bitmap, in order, those of zeros left out. */
@@ -53,10 +74,7 @@ function encodePiece(runs: readonly PageRun[], index: number, firstPfn: number, 
 
 /** Sets the bits [from, to). */
 function setBits(bytes: Uint8Array, from: number, to: number): void {
-  const firstByte = from >>> 3;
-  const lastByte = to >>> 3;
-  const head = (0xff << (from & 7)) & 0xff;
-  const tail = (1 << (to & 7)) - 1;
+  const { firstByte, lastByte, head, tail } = places(from, to);
   if (firstByte === lastByte) {
     bytes[firstByte]! |= head & tail;
     return;
@@ -64,4 +82,26 @@ function setBits(bytes: Uint8Array, from: number, to: number): void {
   bytes[firstByte]! |= head;
   bytes.fill(0xff, firstByte + 1, lastByte);
   if (tail !== 0) bytes[lastByte]! |= tail;
+}
+
+/** Clears the bits [from, to). */
+function clearBits(bytes: Uint8Array, from: number, to: number): void {
+  const { firstByte, lastByte, head, tail } = places(from, to);
+  if (firstByte === lastByte) {
+    bytes[firstByte]! &= ~(head & tail);
+    return;
+  }
+  bytes[firstByte]! &= ~head;
+  bytes.fill(0, firstByte + 1, lastByte);
+  if (tail !== 0) bytes[lastByte]! &= ~tail;
+}
+
+/** The bytes that the bits [from, to) begin and end in, and which of their bits these are; with tail 0 there is none. */
+function places(from: number, to: number): { firstByte: number; lastByte: number; head: number; tail: number } {
+  return {
+    firstByte: from >>> 3,
+    lastByte: to >>> 3,
+    head: (0xff << (from & 7)) & 0xff,
+    tail: (1 << (to & 7)) - 1,
+  };
 }

@@ -4,10 +4,14 @@
  * Pages go to the file's end in the order in which they come; each batch's encodings are one extent. What a reader needs
  * first, the table of descriptors, is only known then, so its pieces come in between, at lower offsets. The bitmaps are
  * known before, but trickle out with the batches: at once they might be more than memory holds.
+ *
+ * Pages that the layout leaves out come, too, as zeros (see PageFilter): they count as memory that is done, and that is
+ * all that becomes of them.
  */
 
 import { VmcoreError } from '../errors.js';
 import { PAGE_CODEC_FLAGS } from '../formats/kdump.js';
+import type { PfnRun } from '../page-exclusion.js';
 import {
   type Extent,
   PAGE_COMPRESSED,
@@ -100,24 +104,45 @@ export class KdumpFramer extends Stage<PageBatch, Extent> {
     return this.layout.runs[this.#run] ? `those at 0x${(this.#pfn * PAGE_SIZE).toString(16)}` : 'no more';
   }
 
-  #placeData({ count, kinds, sizes, data, memory, release }: PageBatch): void {
-    const flags = PAGE_CODEC_FLAGS[this.layout.codec];
+  #placeData(batch: PageBatch): void {
+    const { data, memory, release } = batch;
     const offset = this.#dataOffset;
-    let at = offset;
-    for (let i = 0; i < count; i++) {
-      const kind = kinds![i];
-      if (kind === PAGE_ZERO) this.#descriptors.addZeros(1);
-      else this.#descriptors.add(at, sizes![i]!, kind === PAGE_COMPRESSED ? flags : checkStored(kind));
-      at += sizes![i]!;
-    }
-    this.#dataOffset = at;
-    if (at > offset) this.#emit(offset, data!.subarray(0, at - offset), memory, release);
+    for (const { start, end } of this.#storedRuns(batch)) this.#describe(batch, start, end);
+    const length = this.#dataOffset - offset;
+    if (length > 0) this.#emit(offset, data!.subarray(0, length), memory, release);
     else this.#finishZeros(memory, release);
   }
 
-  #placeZeros({ count, memory, release }: PageBatch): void {
+  /** The runs of a batch's pages that are not left out, counted from its first. */
+  *#storedRuns({ paddr, count, kinds }: PageBatch): Generator<PfnRun, undefined> {
+    const { exclusion } = this.layout;
+    const first = paddr / PAGE_SIZE;
+    let stored = 0;
+    for (const run of exclusion?.runs(first, first + count, true) ?? []) {
+      const [start, end] = [run.start - first, run.end - first];
+      if (kinds!.subarray(start, end).some((kind) => kind !== PAGE_ZERO)) throw unfiltered(run.start);
+      yield { start: stored, end: start };
+      stored = end;
+    }
+    yield { start: stored, end: count };
+  }
+
+  /** The descriptors of the pages [start, end) of a batch. */
+  #describe({ kinds, sizes }: PageBatch, start: number, end: number): void {
+    const flags = PAGE_CODEC_FLAGS[this.layout.codec];
+    for (let i = start; i < end; i++) {
+      const kind = kinds![i];
+      const size = sizes![i]!;
+      if (kind === PAGE_ZERO) this.#descriptors.addZeros(1);
+      else this.#descriptors.add(this.#dataOffset, size, kind === PAGE_COMPRESSED ? flags : checkStored(kind));
+      this.#dataOffset += size;
+    }
+  }
+
+  #placeZeros({ paddr, count, memory, release }: PageBatch): void {
+    const first = paddr / PAGE_SIZE;
     this.#memory += memory;
-    this.#descriptors.addZeros(count);
+    this.#descriptors.addZeros(count - (this.layout.exclusion?.countIn(first, first + count) ?? 0));
     this.#finishZeros(0, release);
   }
 
@@ -145,4 +170,13 @@ export class KdumpFramer extends Stage<PageBatch, Extent> {
 function checkStored(kind: number | undefined): 0 {
   if (kind !== PAGE_STORED) throw new TypeError(`a page batch has a page of kind ${kind}`);
   return 0;
+}
+
+/** A page that is left out came with data: nobody has filtered it. */
+function unfiltered(pfn: number): VmcoreError {
+  const page = `0x${(pfn * PAGE_SIZE).toString(16)}`;
+  return new VmcoreError(
+    'BAD_INPUT',
+    `page ${page} came with data, but the layout leaves it out; put a PageFilter first`,
+  );
 }

@@ -1,12 +1,16 @@
 /**
  * kdump layout: everything of a kdump-compressed vmcore that is known before the first page moves.
  *
- *   block 0: main header | block 1: sub header, notes | bitmap | the same bitmap | a descriptor a page | a page of
- *   zeros | the pages that are not zero
+ *   block 0: main header | block 1: sub header, notes | bitmap of memory | bitmap of stored pages | a descriptor for
+ *   each stored page | a page of zeros | the stored pages that are not zero
  *
  * All of it is QEMU's (dump/dump.c, create_kdump_vmcore) but for what keeps readers from using QEMU's files: utsname is
  * filled in (guest-utsname.ts), and phys_base is VMCOREINFO's NUMBER(phys_base), which is decimal. The two bitmaps are
- * those of memory that exists and of pages that are stored; as QEMU, we leave no page out.
+ * those of memory that exists and of pages that are stored: the same as long as no page is to be left out.
+ *
+ * Pages that are left out are makedumpfile's affair (write_kdump_pages_cyclic): they have no bit in the second bitmap
+ * and no descriptor. Pages of zeros are not among them at any level. They keep both, and share one page in the file, so
+ * that a reader tells them from those that are gone, and the table's size is known before the first page has been read.
  */
 
 import type { ElfClass } from '../formats/elf.js';
@@ -27,6 +31,7 @@ import {
 import { align4, type ElfNote, guestNotes, NOTE_HEADER_SIZE, NOTE_NAME_VMCOREINFO } from '../formats/notes.js';
 import { findVmcoreinfo } from '../formats/vmcoreinfo.js';
 import type { Guest } from '../guest.js';
+import type { PageExclusion } from '../page-exclusion.js';
 import { blockEnd, type MemoryBlock } from '../physical-memory.js';
 import { PAGE_SIZE } from '../stage.js';
 import { elfClass, guestLongMode } from './elf-layout.js';
@@ -37,7 +42,7 @@ import { blocksInRange } from './range-filter.js';
 export const KDUMP_CODECS = ['zlib', 'lzo', 'snappy'] as const;
 export type KdumpCodec = (typeof KDUMP_CODECS)[number];
 
-/** A run of consecutive pages that the file holds. */
+/** A run of consecutive pages of memory. */
 export interface PageRun {
   /** page frame number of the first page */
   readonly firstPfn: number;
@@ -54,10 +59,14 @@ export interface KdumpLayout {
   readonly header: KdumpHeader;
   readonly subHeader: KdumpSubHeader;
   readonly notes: readonly ElfNote[];
-  /** the pages, sorted, no two runs touching */
+  /** the pages of memory, sorted, no two runs touching */
   readonly runs: readonly PageRun[];
-  /** number of pages: as many descriptors the file has */
+  /** number of pages of memory */
   readonly pageCount: number;
+  /** which of them are left out; null when none is */
+  readonly exclusion: PageExclusion | null;
+  /** number of pages of memory that are left out: all others have a descriptor */
+  readonly excludedCount: number;
   /** file offset of the first bitmap; the second follows */
   readonly bitmapOffset: number;
   /** bytes of one bitmap, whole blocks */
@@ -66,7 +75,7 @@ export interface KdumpLayout {
   readonly descriptorsOffset: number;
   /** file offset of the page of zeros that all zero pages share; the other pages follow it */
   readonly zeroPageOffset: number;
-  /** bytes of guest memory that the file holds; less than all pages where a block or the range cuts one */
+  /** bytes of guest memory that the file is of; less than all pages where a block or the range cuts one */
   readonly memoryBytes: number;
 }
 
@@ -75,6 +84,8 @@ export interface KdumpLayoutOptions {
   readonly codec: KdumpCodec;
   /** only this range of guest physical memory, in bytes; pages that it cuts are stored whole */
   readonly range?: MemoryBlock | undefined;
+  /** pages that are to be left out, and the level that the file will claim */
+  readonly exclusion?: PageExclusion | undefined;
 }
 
 /**
@@ -83,13 +94,16 @@ export interface KdumpLayoutOptions {
  */
 export function planKdump(
   guest: Pick<Guest, 'arch' | 'cpus' | 'notes' | 'blocks' | 'memory'>,
-  { codec, range }: KdumpLayoutOptions,
+  { codec, range, exclusion }: KdumpLayoutOptions,
 ): KdumpLayout {
   const longMode = guestLongMode(guest);
   const cls = elfClass(longMode, guest.blocks);
   const parts = blocksInRange(guest.blocks, range);
   const runs = pageRuns(parts);
   const pageCount = runs.reduce((sum, run) => sum + run.count, 0);
+  const excludedCount = exclusion
+    ? runs.reduce((sum, run) => sum + exclusion.countIn(run.firstPfn, runEnd(run)), 0)
+    : 0;
   const maxMapnr = runEnd(runs.at(-1)!);
   const bitmapBytes = roundUp(maxMapnr / 8);
 
@@ -116,7 +130,7 @@ export function planKdump(
     subHeader: {
       physBase: longMode ? (findVmcoreinfo(guest.notes)?.number('phys_base') ?? 0n) : 0n,
       // QEMU claims that zero pages are left out, which makes makedumpfile leave them out when it reads the file.
-      dumpLevel: DL_EXCLUDE_ZERO,
+      dumpLevel: exclusion?.level ?? DL_EXCLUDE_ZERO,
       split: 0,
       startPfn: 0,
       endPfn: 0,
@@ -130,10 +144,12 @@ export function planKdump(
     notes,
     runs,
     pageCount,
+    exclusion: exclusion ?? null,
+    excludedCount,
     bitmapOffset,
     bitmapBytes,
     descriptorsOffset,
-    zeroPageOffset: descriptorsOffset + PAGE_DESCRIPTOR_SIZE * pageCount,
+    zeroPageOffset: descriptorsOffset + PAGE_DESCRIPTOR_SIZE * (pageCount - excludedCount),
     memoryBytes: parts.reduce((sum, part) => sum + part.length, 0),
   };
 }

@@ -4,6 +4,7 @@ import type { MemoryRegion } from '../../lib/physical-memory.js';
 import { SlabPool } from '../../lib/slab-pool.js';
 import { MemorySource } from '../../lib/sources/memory-source.js';
 import type { Chunk } from '../../lib/stage.js';
+import { exclusionOf } from '../exclusion-fixture.js';
 import { addressPattern, BufferBacking } from '../guest-fixture.js';
 
 const K = 1024;
@@ -65,6 +66,44 @@ t.test('a backing that fails fails the stream, and its slab goes back', async (t
     code: 'TRUNCATED',
   });
   t.ok(await pool.take(), 'the slab is there again');
+});
+
+t.test('long runs of pages that are to be skipped are holes, short ones are read along', async (t) => {
+  const backing = new BufferBacking(addressPattern(1024 * K));
+  const skip = exclusionOf([
+    { start: 1, end: 3 },
+    { start: 32, end: 64 },
+    { start: 70, end: 85 },
+    { start: 240, end: 256 },
+  ]);
+  const region = { base: 0, length: 1024 * K, backing, offset: 0 };
+  const chunks = await collect(new MemorySource([region], { skip }));
+  t.same(
+    chunks.map(({ paddr, length, data }) => [paddr / K, length / K, data !== undefined]),
+    [
+      [0, 128, true],
+      [128, 128, false],
+      [256, 704, true],
+      [960, 64, false],
+    ],
+  );
+  t.equal(backing.reads, 2);
+});
+
+t.test('a source that has read on for long passes on what it has, and looks no further first', async (t) => {
+  let looked = 0;
+  const nextData = (offset: number, end: number) => {
+    looked = Math.max(looked, offset);
+    const start = Math.ceil(offset / (64 * K)) * 64 * K;
+    return start < end ? { start, end: Math.min(start + 60 * K, end) } : null;
+  };
+  const backing = { name: 'sieve', nextData, readSync() {}, read: () => Promise.resolve(), close() {} };
+  const source = new MemorySource([{ base: 0, length: 2 ** 40, backing, offset: 0 }], { pool: new SlabPool(1) });
+  for await (const { release } of source) {
+    release?.();
+    break;
+  }
+  t.ok(looked > 0 && looked <= 2 ** 27, `looked ${looked / K} KiB far`);
 });
 
 t.test('property: all bytes of a range come, once and in order', async () => {

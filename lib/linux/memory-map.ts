@@ -1,0 +1,47 @@
+/**
+ * A Linux kernel's memory map: where the `struct page`s of its page frames are, by its memory model.
+ */
+
+import type { MemoryBlock } from '../physical-memory.js';
+import { FlatMemory } from './flat-memory.js';
+import type { KernelMemory } from './kernel-memory.js';
+import type { KernelSymbols } from './kernel-symbols.js';
+import { MemorySections } from './memory-sections.js';
+
+/** A run of page frames whose struct pages follow one another. */
+export interface MemorySection {
+  /** first page frame */
+  readonly firstPfn: number;
+  /** number of page frames */
+  readonly pages: number;
+  /** virtual address of the first struct page */
+  readonly memMap: bigint;
+}
+
+/** Told of what does not hold together: `what` in words, page frames [start, end) cannot be decided. Throws or returns. */
+export type OnDamage = (what: string, start: number, end: number) => void;
+
+/** Where the struct pages of a guest are. */
+export interface MemoryMap {
+  /** The sections that a guest's memory is in, in order; the damage to others is told. */
+  within(blocks: readonly MemoryBlock[], onDamage: OnDamage): Iterable<MemorySection>;
+  /** Whether struct pages can be told by their addresses: all are in one array. */
+  readonly shared: boolean;
+  /** The page frame that a struct page is of; null when it is of none, or not `shared`. */
+  pfnOf(page: bigint): number | null;
+}
+
+/**
+ * The memory map that VMCOREINFO tells of.
+ * @param pageSize bytes of struct page
+ * @throws VmcoreError UNSUPPORTED when it tells of none, BAD_INPUT when there is none; READ, TRUNCATED
+ */
+export function memoryMap(
+  kernel: KernelMemory,
+  symbols: KernelSymbols,
+  pageSize: number,
+  blocks: readonly MemoryBlock[],
+): MemoryMap {
+  const flat = symbols.info.symbol('mem_section') === null && symbols.info.symbol('mem_map') !== null;
+  return flat ? new FlatMemory(kernel, symbols, pageSize) : new MemorySections(kernel, symbols, pageSize, blocks);
+}

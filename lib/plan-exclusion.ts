@@ -1,0 +1,127 @@
+/**
+ * What a request leaves out: decided before the format is planned, for all formats in the same way.
+ */
+
+import { VmcoreError } from './errors.js';
+import { DL_EXCLUDE_ZERO } from './formats/kdump.js';
+import type { Guest } from './guest.js';
+import type { CompletedGuest } from './linux/with-vmcoreinfo.js';
+import { EXCLUDE_REASONS, type ExcludeReason, PageExclusion } from './page-exclusion.js';
+import type { DumpRequest, PlanContext } from './plan.js';
+
+/** All bits of a dump level. */
+const ALL_LEVELS = 31;
+
+/** Pages that are left out, by the first reason that each had. */
+export type ExcludedByReason = Readonly<Partial<Record<ExcludeReason, number>>>;
+
+/** What is known before a format is planned. */
+export interface Prepared {
+  /** the guest, with VMCOREINFO if it was looked for and found */
+  readonly guest: Guest;
+  /** guest physical address where VMCOREINFO was found; null when it was not looked for or not found */
+  readonly vmcoreinfoAt: number | null;
+  /** the pages that are left out; null when neither the request nor the source leaves any out */
+  readonly exclusion: PageExclusion | null;
+  /** pages that are kept because the kernel's structures contradict themselves */
+  readonly undecided: number;
+}
+
+/**
+ * Looks for VMCOREINFO where that is asked for or needed, and decides which pages are left out.
+ * @throws VmcoreError USAGE when the request makes no sense; what excludePages throws
+ */
+export async function prepare(guest: Guest, request: DumpRequest, context: PlanContext): Promise<Prepared> {
+  checkExclusion(guest, request);
+  const { dumpLevel, findVmcoreinfo } = request;
+  // Zeros are found without knowing anything of the kernel.
+  const byKernel = ((dumpLevel ?? 0) & ~DL_EXCLUDE_ZERO) !== 0;
+  const completed = (findVmcoreinfo ?? byKernel) ? await complete(guest, byKernel, context) : { guest, paddr: null };
+  const decided = byKernel ? await decide(completed.guest, request, context) : { exclusion: null, undecided: 0 };
+  const exclusion = withMissing(guest, request, decided.exclusion, context);
+  return { guest: completed.guest, vmcoreinfoAt: completed.paddr, exclusion, undecided: decided.undecided };
+}
+
+/** What the kernel's structures say. */
+async function decide(
+  guest: Guest,
+  { dumpLevel: level = 0, excludeFallback: fallback }: DumpRequest,
+  { signal, onWarning }: PlanContext,
+): Promise<Pick<Prepared, 'exclusion' | 'undecided'>> {
+  const { excludePages } = await import('./linux/exclude-pages.js');
+  const { exclusion, undecided, warnings } = await excludePages(guest, { level, fallback, signal });
+  for (const text of warnings) onWarning(text);
+  return { exclusion, undecided };
+}
+
+/** What a dump that was made with a level lacks stays left out, or a reader would take it for zeros. */
+function withMissing(
+  { name, missing }: Guest,
+  { format, dumpLevel }: DumpRequest,
+  decided: PageExclusion | null,
+  { onWarning }: PlanContext,
+): PageExclusion | null {
+  const exclusion = decided ?? (dumpLevel === undefined ? null : new PageExclusion(dumpLevel));
+  if (!missing) return exclusion;
+  if (format === 'win-dmp') {
+    onWarning(`${name} lacks ${missing.count} pages, left out when it was made; here they will be zeros`);
+    return null;
+  }
+  const all = exclusion ?? new PageExclusion(0);
+  all.addMissing(missing);
+  return all;
+}
+
+/** Looks for VMCOREINFO; a dump that can do without goes on when that fails for what the memory holds. */
+async function complete(guest: Guest, isNeeded: boolean, { signal, onWarning }: PlanContext): Promise<CompletedGuest> {
+  const { withVmcoreinfo } = await import('./linux/with-vmcoreinfo.js');
+  try {
+    return await withVmcoreinfo(guest, signal);
+  } catch (error) {
+    if (isNeeded || !(error instanceof VmcoreError) || error.code !== 'BAD_INPUT') throw error;
+    onWarning(`the vmcore goes without VMCOREINFO: ${error.message}`);
+    return { guest, paddr: null };
+  }
+}
+
+/** What is wrong with a request, before anything is read. */
+function checkExclusion(
+  { missing }: Guest,
+  { format = 'elf', dumpLevel, keepLayout, excludeFallback }: DumpRequest,
+): void {
+  if (dumpLevel === undefined) {
+    if ((keepLayout && !missing) || excludeFallback !== undefined)
+      throw new VmcoreError(
+        'USAGE',
+        `--${keepLayout ? 'keep-layout' : 'exclude-fallback'} says how pages are left out: give --dump-level or --exclude too`,
+      );
+    return;
+  }
+  if (!Number.isInteger(dumpLevel) || dumpLevel < 0 || dumpLevel > ALL_LEVELS)
+    throw new VmcoreError('USAGE', `a dump level is a whole number from 0 to ${ALL_LEVELS}, not ${dumpLevel}`);
+  if (format === 'win-dmp')
+    throw new VmcoreError('USAGE', 'win-dmp has no way to leave pages out: dump levels go with elf and kdump');
+  if (keepLayout && format !== 'elf')
+    throw new VmcoreError('USAGE', 'a kdump has no segments whose layout could be kept: --keep-layout goes with elf');
+}
+
+/** What the summary of a dump says of pages that are left out. */
+export interface LeftOut {
+  /** pages that the dump level leaves out; absent when the request has none */
+  readonly excluded?: number;
+  /** the same by reason; absent when a range holds but some of them */
+  readonly excludedByReason?: ExcludedByReason | undefined;
+  /** pages that are kept only because the kernel's structures contradict themselves */
+  readonly undecided?: number;
+}
+
+/**
+ * Says what was left out.
+ * @param excluded pages of the dump that are left out; when a range holds but some of all, their reasons are not known
+ */
+export function describeLeftOut({ exclusion, undecided }: Prepared, excluded: number): LeftOut {
+  if (!exclusion) return {};
+  const counts = EXCLUDE_REASONS.map((reason) => [reason, exclusion.count(reason)] as const);
+  const byReason = Object.fromEntries(counts.filter(([, count]) => count > 0));
+  return { excluded, undecided, excludedByReason: exclusion.total === excluded ? byReason : undefined };
+}
