@@ -43,6 +43,7 @@ interface Command {
 const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   dump: () => import('./cli/dump-command.js'),
   inspect: () => import('./cli/inspect-command.js'),
+  capture: () => import('./cli/capture-command.js'),
   qmp: () => import('./cli/qmp-command.js'),
 };
 
@@ -77,6 +78,7 @@ async function generalParser(args: readonly string[]): Promise<Argv> {
     .usage('$0 <command>\n\nTurns the memory of a virtual machine into a vmcore.')
     .demandCommand(1, `say what to do: ${Object.keys(COMMANDS).join(', ')}`)
     .example('$0 dump guest.json -o vmcore', 'dump the guest that a JSON file describes')
+    .example('$0 dump qmp:/run/guest.qmp -f kdump-raw-lzo -o vmcore', 'dump a live QEMU')
     .example('$0 dump - -o vmcore < fifo', 'keep what QEMU dumps into a FIFO')
     .example('$0 inspect vmcore', 'what is in it')
     .epilogue('vmcore <command> --help says more.');

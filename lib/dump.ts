@@ -38,11 +38,16 @@ export interface DumpSummary {
   readonly seconds: number;
   /** kdump: seconds spent compressing, those of all threads added up */
   readonly compressSeconds?: number | undefined;
+  /** guest physical address where VMCOREINFO was found ("0x…"), when the guest came without and it was looked for */
+  readonly vmcoreinfoAt?: string | undefined;
   readonly warnings: readonly string[];
 }
 
-/** A dump that is under way. Emits `progress` with a Progress, and `warning` with a text. */
-export class DumpJob extends EventEmitter<{ progress: [Progress]; warning: [string] }> {
+/**
+ * A dump that is under way. Emits `progress` with a Progress, `warning` with a text, and `read` when it needs the guest's
+ * memory no more: a live machine may run on, while what was read is compressed and written.
+ */
+export class DumpJob extends EventEmitter<{ progress: [Progress]; warning: [string]; read: [] }> {
   readonly #abort = new AbortController();
   readonly #warnings: string[] = [];
   #total = 0;
@@ -76,10 +81,10 @@ export class DumpJob extends EventEmitter<{ progress: [Progress]; warning: [stri
       const plan = await planDump(guest, request, { signal, onWarning: (text) => this.#warn(text) });
       const sink = openSink(target, plan, signal);
       const tally = new Tally({ signal });
-      await this.#carryOut(guest, request, plan, tally, sink);
+      await this.#carryOut(request, plan, tally, sink);
       return {
         format: request.format ?? 'elf',
-        architecture: guestLongMode(guest) ? 'x86_64' : 'i386',
+        architecture: guestLongMode(plan.guest) ? 'x86_64' : 'i386',
         output: sink.target,
         bytesRead: tally.dataBytes,
         bytesWritten: sink.totals.written,
@@ -88,6 +93,7 @@ export class DumpJob extends EventEmitter<{ progress: [Progress]; warning: [stri
         mappings: plan.mappings,
         seconds: (performance.now() - started) / 1000,
         compressSeconds: plan.compressSeconds?.(),
+        vmcoreinfoAt: plan.vmcoreinfoAt === null ? undefined : `0x${plan.vmcoreinfoAt.toString(16)}`,
         warnings: this.#warnings,
       };
     } catch (error) {
@@ -96,13 +102,15 @@ export class DumpJob extends EventEmitter<{ progress: [Progress]; warning: [stri
     }
   }
 
-  async #carryOut(guest: Guest, { range }: DumpRequest, plan: Plan, tally: Tally, sink: ExtentSink): Promise<void> {
+  async #carryOut({ range }: DumpRequest, plan: Plan, tally: Tally, sink: ExtentSink): Promise<void> {
+    const { guest, pool, exclusion } = plan;
     this.#total = plan.memoryBytes;
     this.#sink = sink;
     const report = () => this.emit('progress', this.progress);
     sink.on('progress' as 'drain', report);
     try {
-      const chunks = plan.chunks?.() ?? guest.chunks({ pool: plan.pool, range });
+      const chunks = plan.chunks?.() ?? guest.chunks({ pool, range, skip: exclusion ?? undefined });
+      chunks.once('end', () => this.emit('read'));
       await pipelinePromise(chunks, tally, ...plan.stages, sink);
     } finally {
       sink.off('progress' as 'drain', report);

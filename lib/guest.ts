@@ -3,6 +3,7 @@
  */
 
 import type { ElfNote } from './formats/notes.js';
+import type { MissingPages, PageExclusion } from './page-exclusion.js';
 import type { MemoryBlock, PhysicalMemory } from './physical-memory.js';
 import type { SlabPool } from './slab-pool.js';
 import type { Chunk, Source } from './stage.js';
@@ -94,6 +95,11 @@ export interface ChunkOptions {
   readonly pool?: SlabPool | undefined;
   /** only this range of physical addresses, in bytes; all of the memory by default */
   readonly range?: MemoryBlock | undefined;
+  /**
+   * pages that whoever asks has no use for: a source that need not read them passes long runs of them on as chunks
+   * without data. Others come as they are
+   */
+  readonly skip?: PageExclusion | undefined;
 }
 
 /** One machine at one instant. */
@@ -113,8 +119,39 @@ export interface Guest {
    * A guest that is a stream itself can be asked once.
    */
   chunks(options?: ChunkOptions): Source<Chunk>;
-  /** Closes the files behind the guest. */
+  /** pages of the memory that the source lacks; absent or null when it has all */
+  readonly missing?: MissingPages | null;
+  /** the machine, where it is alive and stands still for us; absent for what was saved */
+  readonly live?: LiveMachine;
+  /** Closes the files behind the guest; a live machine is released. */
   close(): void;
+}
+
+/** A machine that stands still while it is read. */
+export interface LiveMachine {
+  /** how it was read, as far as it was */
+  readonly report: LiveReport;
+  /**
+   * Lets the machine run again if it ran before, and settles when it does. Its memory is to be read no more, unless it
+   * was copied. Later calls do nothing.
+   * @throws VmcoreError READ when the machine could not be resumed
+   */
+  release(): Promise<void>;
+}
+
+/** How a live machine was read. */
+export interface LiveReport {
+  /** how most of its memory is read: from the file behind it, from the process's memory, through QEMU's own dump */
+  readonly memoryPath: 'file' | 'proc' | 'stream';
+  /** how each block is read, and where from */
+  readonly memory: readonly (MemoryBlock & { readonly way: 'file' | 'proc' | 'stream'; readonly from: string })[];
+  /** whether it ran before, and so runs again afterwards */
+  readonly wasRunning: boolean;
+  /** seconds for which it had to stand still, so far */
+  readonly pausedSeconds: number;
+  /** bytes of its memory that were copied before it ran on; absent when it was read as it stood still */
+  readonly copiedBytes?: number | undefined;
+  readonly warnings: readonly string[];
 }
 
 /** A segment register of zeros. */

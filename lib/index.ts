@@ -8,10 +8,41 @@ export type { ElfNote } from './formats/notes.js';
 export { encodeNote, parseNotes } from './formats/notes.js';
 export { findVmcoreinfo, parseVmcoreinfo, Vmcoreinfo } from './formats/vmcoreinfo.js';
 export { decodeWinDmpHeader, type WinDmpBits, type WinDmpHeader, type WinDmpRun } from './formats/win-dmp.js';
-export type { Architecture, ChunkOptions, CpuState, Guest, Segment, SystemState } from './guest.js';
+export type {
+  Architecture,
+  ChunkOptions,
+  CpuState,
+  Guest,
+  LiveMachine,
+  LiveReport,
+  Segment,
+  SystemState,
+} from './guest.js';
 export { type Inspection, inspect } from './inspect.js';
+export { type ExcludeOptions, type ExclusionReport, excludePages } from './linux/exclude-pages.js';
+export { findVmcoreinfoInMemory, type FoundVmcoreinfo } from './linux/find-vmcoreinfo.js';
+export { type CompletedGuest, withVmcoreinfo } from './linux/with-vmcoreinfo.js';
+export {
+  EXCLUDE_NAMES,
+  EXCLUDE_REASONS,
+  type ExcludeReason,
+  type MissingPages,
+  PageExclusion,
+  type PfnRun,
+} from './page-exclusion.js';
 export { type Backing, type DataRun, type MemoryBlock, type MemoryRegion, PhysicalMemory } from './physical-memory.js';
 export { type DumpedPages, type DumpRequest, FORMATS, type Format } from './plan.js';
+export {
+  type ConnectOptions,
+  connectQmp,
+  type ExecuteOptions,
+  humanMonitor,
+  type QmpArguments,
+  type QmpClient,
+  QmpCommandError,
+  type QmpEvent,
+  type QmpValue,
+} from './qmp/client.js';
 export { QmpServer, type QmpServerOptions } from './qmp/server.js';
 export { ExtentSink, type SinkTotals } from './sinks/extent-sink.js';
 export { FdSink, type FdSinkOptions } from './sinks/fd-sink.js';
@@ -27,6 +58,9 @@ export { openKdumpStream } from './sources/kdump-stream.js';
 export { MemoryGuest, type MemoryGuestFields } from './sources/memory-guest.js';
 export { MemorySource } from './sources/memory-source.js';
 export { type OpenGuestOptions, openGuest, openStream } from './sources/open.js';
+export { type CapturedFile, captureGuest } from './sources/qemu-capture.js';
+export { openQemu } from './sources/qemu-guest.js';
+export { MEMORY_PATHS, type MemoryPath, type OpenQemuOptions } from './sources/qemu-options.js';
 export { openRawMemory } from './sources/raw-memory.js';
 export { parseRegisters } from './sources/registers.js';
 export { runChunks } from './sources/run-source.js';
@@ -54,6 +88,7 @@ export { type ResolveOptions, resolveMappings, translate } from './transforms/ma
 export { MemoryOverlay, OverlaidMemory, type OverlayPages } from './transforms/memory-overlay.js';
 export { PageAligner } from './transforms/page-aligner.js';
 export { PageCompressor, type PageCounts } from './transforms/page-compressor.js';
+export { PageFilter } from './transforms/page-filter.js';
 export { RangeFilter } from './transforms/range-filter.js';
 export { VirtualMemory } from './transforms/virtual-memory.js';
 export { WinDmpFramer } from './transforms/win-dmp-framer.js';

@@ -13,6 +13,14 @@ export interface Libc {
   fallocate(fd: number, mode: number, offset: number, length: number): number;
   /** recvmsg(2); `message` is a `struct msghdr` */
   recvmsg(fd: number, message: Uint8Array, flags: number): number;
+  /** sendmsg(2); `message` is a `struct msghdr` */
+  sendmsg(fd: number, message: Uint8Array, flags: number): number;
+  /** getsockopt(2); `length` is a `socklen_t` */
+  getsockopt(fd: number, level: number, name: number, value: Uint8Array, length: Uint8Array): number;
+  /** pipe2(2); `descriptors` takes two of 32 bits: to read from, and to write to */
+  pipe(descriptors: Uint8Array, flags: number): number;
+  /** fcntl(2) with an argument that is a number */
+  fcntl(fd: number, command: number, argument: number): number;
   /** epoll_create1(2) */
   epollCreate(flags: number): number;
   /** epoll_ctl(2); `event` is a `struct epoll_event` */
@@ -54,6 +62,10 @@ function load(): Libc | null {
       lseek: self.func('int64_t lseek64(int fd, int64_t offset, int whence)'),
       fallocate: self.func('int fallocate64(int fd, int mode, int64_t offset, int64_t length)'),
       recvmsg: self.func('int64_t recvmsg(int fd, void *message, int flags)'),
+      sendmsg: self.func('int64_t sendmsg(int fd, void *message, int flags)'),
+      getsockopt: self.func('int getsockopt(int fd, int level, int name, void *value, void *length)'),
+      pipe: self.func('int pipe2(void *descriptors, int flags)'),
+      fcntl: self.func('int fcntl(int fd, int command, long argument)'),
       epollCreate: self.func('int epoll_create1(int flags)'),
       epollControl: self.func('int epoll_ctl(int epoll, int operation, int fd, void *event)'),
       epollWait: (...args) =>

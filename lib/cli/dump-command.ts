@@ -5,13 +5,15 @@ import { promisify } from 'node:util';
 import type { Argv } from 'yargs';
 import { type DumpSummary, type DumpTarget, dump } from '../dump.js';
 import { ioError, VmcoreError } from '../errors.js';
-import type { Guest } from '../guest.js';
+import type { Guest, LiveReport } from '../guest.js';
+import { EXCLUDE_NAMES } from '../page-exclusion.js';
 import type { MemoryBlock } from '../physical-memory.js';
-import { FORMATS, type Format } from '../plan.js';
+import { type DumpedPages, FORMATS, type Format } from '../plan.js';
 import { formatSize, parseSize } from '../sizes.js';
 import { Interrupt } from './interrupt.js';
+import { liveOptions, liveText, releaseAfter, releaseFailed } from './live-source.js';
 import { showProgress } from './progress-bar.js';
-import { checkBounds, checkNumber, openSource, type SourceArguments, sourceOptions } from './source-options.js';
+import { checkBounds, checkNumber, openSource, type SourceArguments, sourceOptions, warn } from './source-options.js';
 
 /** Names of the options, as yargs gives them. */
 interface DumpArguments extends SourceArguments {
@@ -27,6 +29,11 @@ interface DumpArguments extends SourceArguments {
   codec?: 'fast' | 'portable';
   level?: number;
   findKdbg: boolean;
+  findVmcoreinfo?: boolean;
+  dumpLevel?: number;
+  exclude?: string;
+  excludeFallback?: 'refuse' | 'keep';
+  keepLayout: boolean;
   progress?: boolean;
   json: boolean;
 }
@@ -35,12 +42,22 @@ export const command = 'dump <source>';
 export const describe = 'turn the memory of a guest into a vmcore';
 
 /** Options that take a text, and those that take a number. */
-const TEXTS = ['format', 'output', 'begin', 'length', 'below-4g', 'registers', 'vmcoreinfo'] as const;
-const NUMBERS = ['fd', 'level'] as const;
+const TEXTS = [
+  'format',
+  'output',
+  'begin',
+  'length',
+  'below-4g',
+  'registers',
+  'vmcoreinfo',
+  'exclude',
+  'copy-limit',
+] as const;
+const NUMBERS = ['fd', 'level', 'dump-level'] as const;
 
 /** Declares the options. */
 export function builder(yargs: Argv): Argv {
-  return sourceOptions(yargs)
+  return liveOptions(sourceOptions(yargs))
     .option('format', { alias: 'f', choices: FORMATS, default: 'elf', describe: 'format of the vmcore' })
     .option('output', { alias: 'o', type: 'string', describe: 'file to make, or - for stdout' })
     .option('fd', { type: 'number', describe: 'write to this open descriptor instead' })
@@ -59,6 +76,25 @@ export function builder(yargs: Argv): Argv {
       describe: 'kdump: WebAssembly in threads, or plain JavaScript in one',
     })
     .option('level', { type: 'number', describe: 'kdump-zlib: 1 is fast, more is smaller' })
+    .option('dump-level', {
+      alias: 'd',
+      type: 'number',
+      describe: 'Linux: leave pages out, sum of 1 zero, 2 cache, 4 cache-private, 8 user, 16 free (makedumpfile -d)',
+    })
+    .option('exclude', { type: 'string', describe: 'the same by name: zero,cache,cache-private,user,free' })
+    .option('exclude-fallback', {
+      choices: ['refuse', 'keep'] as const,
+      describe: "what to do when the kernel's lists of pages are damaged: refuse (the default), or keep the pages",
+    })
+    .option('keep-layout', {
+      type: 'boolean',
+      default: false,
+      describe: 'elf: make pages that are left out zeros instead of ending segments there',
+    })
+    .option('find-vmcoreinfo', {
+      type: 'boolean',
+      describe: 'look for VMCOREINFO in memory; by default for raw memory to kdump, and where --dump-level needs it',
+    })
     .option('find-kdbg', {
       type: 'boolean',
       default: true,
@@ -69,6 +105,8 @@ export function builder(yargs: Argv): Argv {
     .requiresArg([...TEXTS, ...NUMBERS])
     .example('$0 dump guest.json -o vmcore', 'a guest described by a JSON file')
     .example('$0 dump raw:guest.ram --registers regs.txt --paging -o vmcore', 'a memory file and its registers')
+    .example('$0 dump guest.json -f kdump-raw-lzo -d 31 -o vmcore', 'a Linux guest, without the pages nobody debugs')
+    .example('$0 dump qmp:/run/guest.qmp -f kdump-raw-lzo -o vmcore', 'a live QEMU')
     .example('$0 dump - -o vmcore < fifo', 'what QEMU dumps into a FIFO')
     .example('$0 dump qemu.elf --begin 1M --length 64K -o part', '64 KiB of an ELF core')
     .example('$0 dump demo: -o - | ssh host "cat > vmcore"', 'the built-in guest, through a pipe');
@@ -82,15 +120,19 @@ export async function handler(args: DumpArguments): Promise<void> {
   const interrupt = new Interrupt();
   try {
     const target = await interrupt.race(targetOf(args));
-    const guest = await interrupt.race(openSource(args));
+    const guest = await openSource(args, interrupt);
     try {
       checkRegisters(guest, args);
-      const request = { ...args, range };
+      const request = { ...args, range, dumpLevel: dumpLevelOf(args), findVmcoreinfo: findsVmcoreinfo(args) };
       const job = dump(guest, request, target, interrupt.signal);
       job.on('warning', warn);
+      job.on('read', () => void guest.live?.release().catch(() => {}));
       const endProgress = await showProgress(job, args.progress);
       const summary = await job.finished.finally(endProgress);
-      report(summary, args.json, target.fd !== undefined && isStdout(target.fd));
+      await releaseAfter(guest, summary.output);
+      report({ ...summary, live: guest.live?.report }, args.json, target.fd !== undefined && isStdout(target.fd));
+    } catch (error) {
+      throw await releaseFailed(guest, error, warn);
     } finally {
       guest.close();
     }
@@ -100,10 +142,6 @@ export async function handler(args: DumpArguments): Promise<void> {
   } finally {
     interrupt.stop();
   }
-}
-
-function warn(text: string): void {
-  process.stderr.write(`vmcore: warning: ${text}\n`);
 }
 
 /** `-o ''`, and `--no-output`, which yargs makes of every option. */
@@ -118,6 +156,28 @@ function checkNumbers(args: DumpArguments): void {
   checkBounds(args);
   checkNumber('--fd', args.fd, 0);
   checkNumber('--level', args.level, 1);
+  checkNumber('--dump-level', args.dumpLevel, 0);
+}
+
+/** What is left out, by number or by name. */
+function dumpLevelOf({ dumpLevel, exclude }: DumpArguments): number | undefined {
+  if (exclude === undefined) return dumpLevel;
+  if (dumpLevel !== undefined)
+    throw new VmcoreError('USAGE', '--dump-level and --exclude say the same thing: give one of them');
+  return exclude.split(',').reduce((level, name) => level | excludeBit(name.trim()), 0);
+}
+
+function excludeBit(name: string): number {
+  const bit = Object.entries(EXCLUDE_NAMES).find(([known]) => known === name)?.[1];
+  if (bit === undefined)
+    throw new VmcoreError('USAGE', `--exclude knows ${Object.keys(EXCLUDE_NAMES).join(', ')}, but not '${name}'`);
+  return bit;
+}
+
+/** Debuggers go by VMCOREINFO in a kdump, and raw memory never comes with it. */
+function findsVmcoreinfo({ source, format, findVmcoreinfo }: DumpArguments): boolean | undefined {
+  const isRawToKdump = source.startsWith('raw:') && format.startsWith('kdump-');
+  return findVmcoreinfo ?? (isRawToKdump || undefined);
 }
 
 /** Raw memory knows no registers unless told: what is asked of them is refused, and that there are none is said. */
@@ -184,8 +244,11 @@ function isStdout(fd: number): boolean {
   return !mine.isCharacterDevice() && mine.dev === stdout.dev && mine.ino === stdout.ino;
 }
 
+/** A summary, and how the live machine was read that it is of. */
+type Report = DumpSummary & { readonly live?: LiveReport | undefined };
+
 /** Prints what was made; never among the bytes of a vmcore on stdout. */
-function report(summary: DumpSummary, json: boolean, stdoutTaken: boolean): void {
+function report(summary: Report, json: boolean, stdoutTaken: boolean): void {
   const stream = stdoutTaken ? process.stderr : process.stdout;
   stream.write(json ? `${JSON.stringify(summary)}\n` : `${summaryText(summary)}\n`);
 }
@@ -199,13 +262,24 @@ function summaryText({
   bytesWritten,
   size,
   seconds,
-}: DumpSummary): string {
+  vmcoreinfoAt,
+  live,
+}: Report): string {
   const rate = formatSize((pages.total * 4096) / Math.max(seconds, 1e-3));
   return [
     `${output}: ${format}, ${architecture}, ${formatSize(size)}`,
-    `${pages.total} pages: ${pages.data} written, ${pages.zero} zero and left out${
-      pages.missing ? `; ${pages.missing} are no memory of the guest's, and zeros` : ''
-    }`,
+    ...(vmcoreinfoAt ? [`VMCOREINFO found in guest memory at ${vmcoreinfoAt}`] : []),
+    pagesText(pages),
     `read ${formatSize(bytesRead)}, wrote ${formatSize(bytesWritten)} in ${seconds.toFixed(2)} s (${rate}/s)`,
+    ...(live ? liveText(live) : []),
   ].join('\n');
+}
+
+function pagesText({ total, data, zero, missing, excluded, excludedByReason }: DumpedPages): string {
+  const reasons = Object.entries(excludedByReason ?? {}).map(([reason, count]) => `${count} ${reason}`);
+  return [
+    `${total} pages: ${data} written, ${zero} zero and ${excluded ? 'not stored' : 'left out'}`,
+    ...(excluded ? [`, ${excluded} left out${reasons.length > 0 ? ` (${reasons.join(', ')})` : ''}`] : []),
+    ...(missing ? [`; ${missing} are no memory of the guest's, and zeros`] : []),
+  ].join('');
 }

@@ -1,11 +1,13 @@
-/** `vmcore qmp`: serves a guest to programs that talk to QEMU's monitor. */
+/** `vmcore qmp`: serves a guest, or sits before a live QEMU, for programs that talk to QEMU's monitor. */
 
 import { fstatSync } from 'node:fs';
 import type { Argv } from 'yargs';
 import { ioError, VmcoreError } from '../errors.js';
+import type { QmpProxy } from '../qmp/proxy.js';
 import type { QmpServer } from '../qmp/server.js';
 import { Interrupt } from './interrupt.js';
-import { checkBounds, openSource, type SourceArguments, sourceOptions } from './source-options.js';
+import { isLive, liveOpenOptions, liveOptions } from './live-source.js';
+import { checkBounds, openSource, type SourceArguments, sourceOptions, warn } from './source-options.js';
 
 /** Names of the options, as yargs gives them. */
 interface QmpArguments extends SourceArguments {
@@ -16,11 +18,12 @@ interface QmpArguments extends SourceArguments {
 }
 
 export const command = 'qmp <source>';
-export const describe = "serve a guest over QEMU's monitor protocol (dump-guest-memory, getfd, query-dump)";
+export const describe =
+  "serve a guest over QEMU's monitor protocol (dump-guest-memory, getfd, query-dump), or sit before a live QEMU";
 
 /** Declares the options. */
 export function builder(yargs: Argv): Argv {
-  return sourceOptions(yargs)
+  return liveOptions(sourceOptions(yargs))
     .option('listen', {
       type: 'string',
       demandOption: true,
@@ -35,6 +38,7 @@ export function builder(yargs: Argv): Argv {
     })
     .requiresArg(['listen', 'add-fd', 'directory'])
     .example('$0 qmp guest.json --listen unix:/run/guest.qmp', 'virsh and its like ask for the dump')
+    .example('$0 qmp qmp:/run/vm.qmp --listen unix:/run/vm-dump.qmp', 'between clients and a live QEMU: all formats')
     .example('$0 qmp guest.json --listen stdio --add-fd dump=3 3> vmcore', 'the parent opens the target: fd:dump');
 }
 
@@ -43,18 +47,14 @@ export async function handler(args: QmpArguments): Promise<void> {
   checkBounds(args);
   const descriptors = args.addFd.map(parseDescriptor);
   checkSources(args);
-  const { QmpServer } = await import('../qmp/server.js');
   const interrupt = new Interrupt();
   try {
-    const guest = await interrupt.race(openSource(args));
-    const { maxMappings, maxPageTables, threads } = args;
-    const server = new QmpServer(guest, { ...args, defaults: { maxMappings, maxPageTables, threads } });
-    server.on('warning', (text) => process.stderr.write(`vmcore: warning: ${text}\n`));
+    const open = isLive(args) ? openProxy : openServer;
+    const { server, close } = await open(args, interrupt);
     try {
       await serve(server, descriptors, args.listen, interrupt);
     } finally {
-      await server.close();
-      guest.close();
+      await close();
     }
   } catch (error) {
     if (interrupt.exitCode === null) throw error;
@@ -64,8 +64,32 @@ export async function handler(args: QmpArguments): Promise<void> {
   }
 }
 
+/** What serves clients, and how it ends. */
+interface Opened {
+  readonly server: Pick<QmpServer & QmpProxy, 'addDescriptor' | 'listen' | 'finished'>;
+  close(): Promise<void>;
+}
+
+async function openServer(args: QmpArguments, interrupt: Interrupt): Promise<Opened> {
+  const { QmpServer } = await import('../qmp/server.js');
+  const guest = await openSource(args, interrupt);
+  const server = new QmpServer(guest, serverOptions(args)).on('warning', warn);
+  return { server, close: () => server.close().then(() => guest.close()) };
+}
+
+async function openProxy(args: QmpArguments, { signal }: Interrupt): Promise<Opened> {
+  const { QmpProxy } = await import('../qmp/proxy.js');
+  const options = { ...serverOptions(args), ...liveOpenOptions(args) };
+  const server = (await QmpProxy.connect(args.source.slice('qmp:'.length), options, signal)).on('warning', warn);
+  return { server, close: () => server.close() };
+}
+
+function serverOptions({ directory, extensions, maxMappings, maxPageTables, threads }: QmpArguments) {
+  return { directory, extensions, defaults: { maxMappings, maxPageTables, threads } };
+}
+
 async function serve(
-  server: QmpServer,
+  server: Opened['server'],
   descriptors: readonly { name: string; fd: number }[],
   address: string,
   interrupt: Interrupt,
@@ -75,10 +99,13 @@ async function serve(
   await interrupt.race(server.finished);
 }
 
-/** What stdin says cannot be both a guest and commands. */
-function checkSources({ source, listen }: QmpArguments): void {
+/** What stdin says cannot be both a guest and commands; and a live machine describes itself. */
+function checkSources(args: QmpArguments): void {
+  const { source, listen, below4g, registers, vmcoreinfo } = args;
   if (source === '-' && listen === 'stdio')
     throw new VmcoreError('USAGE', 'stdin cannot be the guest and the monitor; say --listen unix:PATH');
+  if (isLive(args) && (below4g ?? registers ?? vmcoreinfo) !== undefined)
+    throw new VmcoreError('USAGE', '--below-4g, --registers and --vmcoreinfo are for raw memory: raw:FILE');
 }
 
 function parseDescriptor(text: string): { name: string; fd: number } {

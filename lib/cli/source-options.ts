@@ -5,10 +5,11 @@ import { VmcoreError } from '../errors.js';
 import type { Guest } from '../guest.js';
 import { parseSize } from '../sizes.js';
 import { openGuest } from '../sources/open.js';
+import type { Interrupt } from './interrupt.js';
+import { isLive, type LiveArguments, liveOpenOptions } from './live-source.js';
 
 /** The options as yargs gives them. */
-export interface SourceArguments {
-  source: string;
+export interface SourceArguments extends LiveArguments {
   below4g?: string;
   registers?: string;
   vmcoreinfo?: string;
@@ -25,7 +26,8 @@ export function sourceOptions(yargs: Argv): Argv {
       demandOption: true,
       // yargs reads a lone dash as an empty string.
       coerce: (source: string) => source || '-',
-      describe: 'guest description (JSON), vmcore (ELF, kdump, dmp), raw:FILE, - (a vmcore on stdin), or demo:',
+      describe:
+        'guest description (JSON), vmcore (ELF, kdump, dmp), raw:FILE, qmp:PATH (a live QEMU), - (a vmcore on stdin), or demo:',
     })
     .option('below-4g', { type: 'string', describe: 'raw: RAM below 4 GiB (the rest begins at 4 GiB)' })
     .option('registers', { type: 'string', describe: 'raw: file with what HMP `info registers -a` prints' })
@@ -43,10 +45,11 @@ export function sourceOptions(yargs: Argv): Argv {
 }
 
 /** @throws VmcoreError USAGE when a bound is no whole number above 0 */
-export function checkBounds({ maxMappings, maxPageTables, threads }: SourceArguments): void {
+export function checkBounds({ maxMappings, maxPageTables, threads, pid }: SourceArguments): void {
   checkNumber('--max-mappings', maxMappings, 1);
   checkNumber('--max-page-tables', maxPageTables, 1);
   checkNumber('--threads', threads, 1);
+  checkNumber('--pid', pid, 1);
 }
 
 /** @throws VmcoreError USAGE when a number is there and is no whole number from `smallest` on */
@@ -55,11 +58,25 @@ export function checkNumber(name: string, value: number | undefined, smallest: n
     throw new VmcoreError('USAGE', `${name} takes a whole number from ${smallest} on`);
 }
 
-/** Opens the guest that the options name. @throws VmcoreError */
-export function openSource({ source, below4g, registers, vmcoreinfo }: SourceArguments): Promise<Guest> {
-  return openGuest(source, {
+/**
+ * Opens the guest that the options name.
+ * @param interrupt ends it when a signal comes; a live machine runs on before that shows
+ * @throws VmcoreError
+ */
+export function openSource(args: SourceArguments, interrupt?: Interrupt): Promise<Guest> {
+  const { source, below4g, registers, vmcoreinfo } = args;
+  const opening = openGuest(source, {
     below4g: below4g === undefined ? undefined : parseSize(below4g, '--below-4g'),
     registers,
     vmcoreinfo,
+    ...liveOpenOptions(args),
+    signal: interrupt?.signal,
+    onWarning: warn,
   });
+  return interrupt && !isLive(args) ? interrupt.race(opening) : opening;
+}
+
+/** Tells a user what is no failure. */
+export function warn(text: string): void {
+  process.stderr.write(`vmcore: warning: ${text}\n`);
 }

@@ -17,6 +17,7 @@ interface Reader {
 /** Both directions of a client. */
 export class Connection {
   #closed = false;
+  #draining: Promise<void> | null = null;
   #onClosed: () => void = () => {};
   /** settles when the connection is closed, by whomever */
   readonly #ended = new Promise<void>((resolve) => {
@@ -68,9 +69,15 @@ export class Connection {
     this.#onClosed();
   }
 
-  async #drained(): Promise<void> {
-    const drained = new Promise<void>((resolve) => this.output.once('drain', resolve));
-    await Promise.race([drained, this.#ended]);
+  /** Several answers may wait for the same. */
+  #drained(): Promise<void> {
+    this.#draining ??= Promise.race([
+      new Promise<void>((resolve) => this.output.once('drain', resolve)),
+      this.#ended,
+    ]).finally(() => {
+      this.#draining = null;
+    });
+    return this.#draining;
   }
 }
 

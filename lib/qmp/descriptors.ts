@@ -14,6 +14,8 @@ const MAX_DESCRIPTORS = 256;
 
 interface SetMember {
   readonly fd: number;
+  /** the number that clients know it by */
+  readonly shown: number;
   readonly opaque: string | undefined;
   /** dumps that write to it */
   uses: number;
@@ -59,6 +61,16 @@ export class Descriptors {
     closeSync(fd);
   }
 
+  /** The names there are. */
+  get names(): readonly string[] {
+    return [...this.#named.keys()];
+  }
+
+  /** A named descriptor, which stays here; undefined when there is none. */
+  peek(name: string): number | undefined {
+    return this.#named.get(name);
+  }
+
   /** Hands out a named descriptor: its name is used up, and whoever takes it closes it. @throws QmpError */
   take(name: string): number {
     const fd = this.#named.get(name);
@@ -67,8 +79,12 @@ export class Descriptors {
     return fd;
   }
 
-  /** Adds a descriptor to a set; to the first number without a set by default. @throws QmpError; it is closed then */
-  add(fd: number, setId: number | undefined, opaque: string | undefined): number {
+  /**
+   * Adds a descriptor to a set; to the first number without a set by default.
+   * @param shown the number that clients know it by
+   * @throws QmpError; it is closed then
+   */
+  add(fd: number, setId: number | undefined, opaque: string | undefined, shown = fd): number {
     if (setId !== undefined && setId < 0) {
       closeSync(fd);
       throw new QmpError("Parameter 'fdset-id' expects a non-negative value");
@@ -76,21 +92,25 @@ export class Descriptors {
     checkRoom([...this.#sets.values()].flat().length, fd);
     const id = setId ?? this.#firstFree();
     const members = this.#sets.get(id) ?? [];
-    this.#sets.set(id, [{ fd, opaque, uses: 0, removed: false }, ...members]);
+    this.#sets.set(id, [{ fd, shown, opaque, uses: 0, removed: false }, ...members]);
     return id;
   }
 
   /** Removes a descriptor, or all, from a set. @throws QmpError when there is none */
   remove(setId: number, fd?: number): void {
-    const found = this.#members(setId).filter((member) => fd === undefined || member.fd === fd);
-    if (found.length === 0) {
-      const shown = fd === undefined ? `fdset-id:${setId}` : `fdset-id:${setId}, fd:${fd}`;
-      throw new QmpError(`File descriptor named '${shown}' not found`);
-    }
+    if (this.discard(setId, fd) > 0) return;
+    const named = fd === undefined ? `fdset-id:${setId}` : `fdset-id:${setId}, fd:${fd}`;
+    throw new QmpError(`File descriptor named '${named}' not found`);
+  }
+
+  /** Removes a descriptor, or all, from a set, if there are any. @returns how many there were */
+  discard(setId: number, fd?: number): number {
+    const found = this.#members(setId).filter(({ shown }) => fd === undefined || shown === fd);
     for (const member of found) {
       member.removed = true;
       this.#closeUnused(setId, member);
     }
+    return found.length;
   }
 
   /** The sets, in QEMU's order: the last comes first. */
@@ -101,7 +121,7 @@ export class Descriptors {
         'fdset-id': id,
         fds: this.#members(id)
           .reverse()
-          .map(({ fd, opaque }) => ({ fd, opaque })),
+          .map(({ shown, opaque }) => ({ fd: shown, opaque })),
       }))
       .filter(({ fds }) => fds.length > 0);
   }

@@ -2,13 +2,15 @@
 
 import { EventEmitter } from 'node:events';
 import { type DumpJob, dump } from '../dump.js';
-import { messageOf } from '../errors.js';
+import { messageOf, VmcoreError } from '../errors.js';
 import type { Guest } from '../guest.js';
 import type { MemoryBlock } from '../physical-memory.js';
 import type { DumpRequest, Format } from '../plan.js';
 import type { Descriptors } from './descriptors.js';
-import { failureText, refusal } from './dump-failure.js';
+import { failureText, lendFailureText, refusal } from './dump-failure.js';
 import { type OpenTarget, openTarget } from './dump-target.js';
+import type { Reply } from './json-text.js';
+import { eventMessage } from './monitor.js';
 import { QmpError } from './qmp-error.js';
 import type { Arguments } from './schema.js';
 
@@ -30,11 +32,38 @@ export interface DumpControlOptions {
   readonly defaults?: DumpRequest | undefined;
 }
 
-/** A dump under way, and how it ends: the error's text, or null. */
+/** A guest, for one dump. */
+export interface LentGuest {
+  readonly guest: Guest;
+  /** its memory has been read: a machine that is alive may run on. Never rejects; later calls wait for the first */
+  release(): Promise<void>;
+  /** the dump is over; released before */
+  close(): void;
+}
+
+/**
+ * Gives a guest for each dump.
+ * @param dump ends the guest's opening; and is aborted, with a VmcoreError as its reason, when the guest is spoilt later
+ * @throws VmcoreError
+ */
+export type LendGuest = (dump: AbortController) => Promise<LentGuest>;
+
+/** A dump under way. */
 interface Running {
   readonly abort: AbortController;
   job: DumpJob | null;
-  ended: Promise<string | null>;
+  /** settles when it is under way no more */
+  over: Promise<unknown>;
+}
+
+/** A dump that has begun, and how it ends: the error's text, or null. */
+interface Begun {
+  readonly ended: Promise<string | null>;
+}
+
+/** What QEMU says to commands that cannot be carried out while it dumps. */
+export function dumpInProcess(): QmpError {
+  return new QmpError('There is a dump in process, please wait.');
 }
 
 /** Emits `completed` with the final status, and the error's text of a dump that failed. */
@@ -43,10 +72,15 @@ export class DumpControl extends EventEmitter<{ completed: [DumpStatus, string |
   #last: DumpStatus = { total: 0, status: 'none', completed: 0 };
 
   constructor(
-    private readonly guest: Guest,
+    private readonly lend: LendGuest,
     private readonly options: DumpControlOptions,
   ) {
     super();
+  }
+
+  /** Whether a dump is under way. */
+  get active(): boolean {
+    return this.#running !== null;
   }
 
   /** What `query-dump` answers. */
@@ -60,19 +94,15 @@ export class DumpControl extends EventEmitter<{ completed: [DumpStatus, string |
    * @throws QmpError
    */
   async dump(args: Arguments): Promise<void> {
-    if (this.#running) throw new QmpError('There is a dump in process, please wait.');
+    if (this.#running) throw dumpInProcess();
     const request = this.#request(args);
-    const running: Running = { abort: new AbortController(), job: null, ended: Promise.resolve(null) };
+    const running: Running = { abort: new AbortController(), job: null, over: Promise.resolve() };
     this.#running = running;
-    try {
-      const opened = await this.#open(args.get<string>('protocol')!, request, running.abort.signal);
-      await this.#begin(running, request, opened);
-    } catch (error) {
-      this.#running = null;
-      throw error;
-    }
+    const begun = this.#begin(running, request, args.get<string>('protocol')!);
+    running.over = begun.then(({ ended }) => ended).catch(() => {});
+    const { ended } = await begun;
     if (args.get<boolean>('detach')) return;
-    const failure = await running.ended;
+    const failure = await ended;
     if (failure !== null) throw new QmpError(failure);
   }
 
@@ -85,7 +115,12 @@ export class DumpControl extends EventEmitter<{ completed: [DumpStatus, string |
   /** Ends the dump that is under way, if any, and waits for its end. */
   async close(): Promise<void> {
     this.#running?.abort.abort();
-    await this.#running?.ended;
+    await this.settle();
+  }
+
+  /** Waits for the end of the dump that is under way, if any. */
+  async settle(): Promise<void> {
+    await this.#running?.over;
   }
 
   /** QEMU looks at these before it looks at the target. */
@@ -107,42 +142,84 @@ export class DumpControl extends EventEmitter<{ completed: [DumpStatus, string |
     return openTarget(protocol, { descriptors, directory, seeks: format.startsWith('kdump-raw-'), signal });
   }
 
-  async #begin(running: Running, request: DumpRequest, opened: OpenTarget): Promise<void> {
-    const total = overlap(this.guest, request.range);
-    const refused = request.range?.length === 0 ? "parameter 'length' expects a non-zero size" : null;
+  async #begin(running: Running, request: DumpRequest, protocol: string): Promise<Begun> {
+    try {
+      const opened = await this.#open(protocol, request, running.abort.signal);
+      const lent = await this.#borrow(running, opened);
+      await this.#check(request, opened, lent);
+      return { ended: this.#run(running, request, opened, lent) };
+    } catch (error) {
+      this.#running = null;
+      throw error;
+    }
+  }
+
+  async #borrow({ abort }: Running, opened: OpenTarget): Promise<LentGuest> {
+    this.#last = { total: 0, status: 'active', completed: 0 };
+    try {
+      return await this.lend(abort);
+    } catch (error) {
+      this.#last = { total: 0, status: 'failed', completed: 0 };
+      await opened.done();
+      this.emit('warning', messageOf(error));
+      throw new QmpError(lendFailureText(error, abort.signal));
+    }
+  }
+
+  /** QEMU looks at these when the guest stands still already. */
+  async #check({ range }: DumpRequest, opened: OpenTarget, lent: LentGuest): Promise<void> {
+    const total = overlap(lent.guest, range);
+    const refused = range?.length === 0 ? "parameter 'length' expects a non-zero size" : null;
     if (refused !== null || total === 0) {
       this.#last = { total, status: 'failed', completed: 0 };
-      await opened.done();
+      await this.#giveBack(opened, lent);
       throw new QmpError(refused ?? 'dump: no guest memory to dump');
     }
     this.#last = { total, status: 'active', completed: 0 };
-    running.ended = this.#run(running, request, opened);
   }
 
-  async #run(running: Running, request: DumpRequest, opened: OpenTarget): Promise<string | null> {
-    const failure = await this.#carryOut(running, request, opened);
+  async #run(running: Running, request: DumpRequest, opened: OpenTarget, lent: LentGuest): Promise<string | null> {
+    const failure = await this.#carryOut(running, request, opened, lent);
     const completed = running.job?.progress.completed ?? 0;
-    await opened.done();
+    await this.#giveBack(opened, lent);
     this.#last = { ...this.#last, status: failure === null ? 'completed' : 'failed', completed };
     this.#running = null;
     this.emit('completed', this.#last, failure);
     return failure;
   }
 
-  async #carryOut(running: Running, request: DumpRequest, { target }: OpenTarget): Promise<string | null> {
-    const refused = refusal(this.guest, request.format ?? 'elf');
+  async #giveBack(opened: OpenTarget, lent: LentGuest): Promise<void> {
+    await Promise.all([lent.release(), opened.done()]);
+    lent.close();
+  }
+
+  async #carryOut(
+    running: Running,
+    request: DumpRequest,
+    { target }: OpenTarget,
+    { guest, release }: LentGuest,
+  ): Promise<string | null> {
+    const refused = refusal(guest, request.format ?? 'elf');
     if (refused !== null) return refused;
-    running.job = dump(this.guest, request, target, running.abort.signal);
+    const { signal } = running.abort;
+    running.job = dump(guest, request, target, signal);
     running.job.on('warning', (text) => this.emit('warning', text));
+    running.job.once('read', () => void release());
     try {
       await running.job.finished;
       return null;
     } catch (error) {
+      const cause: unknown = signal.reason instanceof VmcoreError ? signal.reason : error;
       // Clients get QEMU's words; whoever runs the server gets the whole of it.
-      this.emit('warning', messageOf(error));
-      return failureText(error, request, running.job.progress);
+      this.emit('warning', messageOf(cause));
+      return failureText(cause, request, running.job.progress);
     }
   }
+}
+
+/** The message of DUMP_COMPLETED. */
+export function completionMessage(result: DumpStatus, error: string | null): Reply {
+  return eventMessage('DUMP_COMPLETED', { result: { ...result }, error: error ?? undefined });
 }
 
 /** Guest physical addresses end below this (x86: 52 bits). */

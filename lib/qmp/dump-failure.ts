@@ -4,6 +4,7 @@ import { messageOf, VmcoreError } from '../errors.js';
 import type { Guest } from '../guest.js';
 import type { DumpRequest } from '../plan.js';
 import type { Progress } from '../stage.js';
+import { QmpCommandError } from './client.js';
 import { canMake } from './schema.js';
 import { strerror, systemCode } from './strerror.js';
 
@@ -45,6 +46,8 @@ const WRITE_FAILURES: readonly WriteFailure[] = [
   },
 ];
 
+const CANCELLED = 'dump: cancelled';
+
 /** Bytes of what the Windows driver of QEMU puts into the VMCOREINFO note: a dump header of 32 or 64 bits. */
 const WINDOWS_HEADER_BYTES: readonly number[] = [0x1000, 0x2000];
 
@@ -58,10 +61,18 @@ function isWindows({ notes }: Guest): boolean {
   return notes.some(({ name, desc }) => name === 'VMCOREINFO' && WINDOWS_HEADER_BYTES.includes(desc.length));
 }
 
+/** Why there is no guest to dump: QEMU's words as they are, where QEMU refused to dump. */
+export function lendFailureText(error: unknown, { aborted, reason }: AbortSignal): string {
+  const cause: unknown = aborted && reason instanceof VmcoreError ? reason : error;
+  if (aborted && cause === error) return CANCELLED;
+  const refusedByQemu = cause instanceof QmpCommandError && cause.command === 'dump-guest-memory';
+  return refusedByQemu ? cause.desc : `dump: ${messageOf(cause)}`;
+}
+
 /** The text of a failure. */
 export function failureText(error: unknown, { format = 'elf' }: DumpRequest, { completed }: Progress): string {
   const code = error instanceof VmcoreError ? error.code : null;
-  if (code === 'ABORTED') return 'dump: cancelled';
+  if (code === 'ABORTED') return CANCELLED;
   const failure = WRITE_FAILURES.find(({ formats }) => formats.test(format));
   if (code !== 'WRITE' || systemCode(error) === undefined || !failure) return `dump: ${messageOf(error)}`;
   const { first, later, reason } = failure;

@@ -1,6 +1,6 @@
 /**
  * The protocol: greeting, negotiation, one command after the other, ids, errors, events. What commands do is not known
- * here.
+ * here. A client that has agreed on it can send commands out of band: they are answered at once, whatever waits.
  *
  * Input is read as fast as commands are carried out, and answers are written as fast as they are read: a client that
  * floods, or never reads, waits for itself.
@@ -19,14 +19,22 @@ const PATIENCE = 1000;
 /** Commands that are answered before others get their turn: a round of the event loop is worth some commands. */
 const COMMANDS_A_TURN = 64;
 
+/** Commands that may wait where others can overtake them: QEMU's QMP_REQ_QUEUE_LEN_MAX. Else one is read at a time. */
+const QUEUE_LENGTH = 8;
+
 /** What a monitor carries out. */
 export interface Backend {
   /** what the greeting and `query-version` say */
   readonly version: Reply;
+  /** what the greeting offers: `oob` */
+  readonly capabilities: readonly string[];
   /** whether there is such a command */
   has(command: string): boolean;
-  /** @throws QmpError, or any error whose message is fit for the client */
-  execute(command: string, args: JsonObject, monitor: Monitor): Promise<Reply> | Reply;
+  /**
+   * @param oob whether the client wants it done out of band
+   * @throws QmpError, or any error whose message is fit for the client
+   */
+  execute(command: string, args: JsonObject, monitor: Monitor, oob: boolean): Promise<Reply> | Reply;
 }
 
 const NO_ARGUMENTS: JsonObject = new Map();
@@ -39,6 +47,10 @@ export class Monitor {
   #negotiated = false;
   #oob = false;
   #received: readonly number[] = [];
+  /** settles when the last command in band has been answered */
+  #inBand: Promise<void> = Promise.resolve();
+  /** messages in band, and out of band, whose answers are not written yet */
+  readonly #waiting = { inBand: new Set<Promise<void>>(), outOfBand: new Set<Promise<void>>() };
 
   constructor(
     private readonly connection: Connection,
@@ -49,7 +61,7 @@ export class Monitor {
   async run(): Promise<void> {
     const messages: (Json | QmpError)[] = [];
     const parser = new JsonStream((message) => messages.push(message));
-    await this.#send({ QMP: { version: this.backend.version, capabilities: ['oob'] } });
+    await this.#send({ QMP: { version: this.backend.version, capabilities: this.backend.capabilities } });
     try {
       for (let received = await this.connection.receive(); received; received = await this.connection.receive()) {
         this.#keep(received.descriptors);
@@ -57,6 +69,7 @@ export class Monitor {
         await this.#answerAll(messages);
         await breathe();
       }
+      await Promise.all([...this.#waiting.inBand, ...this.#waiting.outOfBand]);
     } finally {
       closeAll(this.#received);
       this.#received = [];
@@ -64,18 +77,19 @@ export class Monitor {
     }
   }
 
-  /** The client has agreed on capabilities. @throws QmpError when it had before */
+  /** The client has agreed on capabilities. @throws QmpError when it had before, or on one that is not offered */
   negotiate(capabilities: readonly string[]): void {
     if (this.#negotiated)
       throw new QmpError('Capabilities negotiation is already complete, command ignored', 'CommandNotFound');
+    const missing = capabilities.find((name) => !this.backend.capabilities.includes(name));
+    if (missing !== undefined) throw new QmpError(`Capability ${missing} not available`);
     this.#negotiated = true;
     this.#oob = capabilities.includes('oob');
   }
 
   /** The first of the descriptors that came last; the others are closed, as QEMU does. @throws QmpError */
   takeDescriptor(): number {
-    const [first, ...others] = this.#received;
-    this.#received = [];
+    const [first, ...others] = this.takeDescriptors();
     closeAll(others);
     if (first !== undefined) return first;
     throw new QmpError(
@@ -85,9 +99,16 @@ export class Monitor {
     );
   }
 
-  /** Tells the client what happened, if it is one that is told. */
-  notify(event: string, data: Reply): void {
-    if (this.#negotiated) this.connection.notify(line({ timestamp: timestamp(), event, data }));
+  /** All descriptors that came last; whoever takes them closes them. */
+  takeDescriptors(): readonly number[] {
+    const received = this.#received;
+    this.#received = [];
+    return received;
+  }
+
+  /** Passes on the message of an event, if the client is one that is told. */
+  notify(message: Reply): void {
+    if (this.#negotiated) this.connection.notify(line(message));
   }
 
   /** Ends the connection when the client has read what it was sent. */
@@ -104,28 +125,42 @@ export class Monitor {
 
   async #answerAll(messages: (Json | QmpError)[]): Promise<void> {
     for (const [i, message] of messages.entries()) {
-      await this.#send(message instanceof QmpError ? failure(message, undefined) : await this.#answer(message));
+      await this.#take(message);
       if (i % COMMANDS_A_TURN === COMMANDS_A_TURN - 1) await breathe();
     }
     messages.length = 0;
+  }
+
+  /** Has a message answered in its turn, or at once; settles when the next one may be looked at. */
+  async #take(message: Json | QmpError): Promise<void> {
+    const overtakes = this.#oob && message instanceof Map && message.has('exec-oob');
+    const answered = overtakes ? this.#respond(message) : this.#inBand.then(() => this.#respond(message));
+    if (!overtakes) this.#inBand = answered;
+    const waiting = this.#waiting[overtakes ? 'outOfBand' : 'inBand'];
+    waiting.add(answered);
+    void answered.then(() => waiting.delete(answered));
+    while (waiting.size >= (this.#oob ? QUEUE_LENGTH : 1)) await Promise.race(waiting);
+  }
+
+  async #respond(message: Json | QmpError): Promise<void> {
+    await this.#send(message instanceof QmpError ? failure(message, undefined) : await this.#answer(message));
   }
 
   async #answer(message: Json): Promise<Reply> {
     const id = message instanceof Map ? (message.get('id') as Json | undefined) : undefined;
     try {
       const { command, args, oob } = checkRequest(message, this.#oob);
-      if (oob && this.backend.has(command)) throw new QmpError(`The command ${command} does not support OOB`);
-      return { return: await this.#execute(command, args), id };
+      return { return: await this.#execute(command, args, oob), id };
     } catch (error) {
       return failure(error, id);
     }
   }
 
-  #execute(command: string, args: JsonObject): Promise<Reply> | Reply {
+  #execute(command: string, args: JsonObject, oob: boolean): Promise<Reply> | Reply {
     if (!this.#negotiated && command !== NEGOTIATION)
       throw new QmpError(`Expecting capabilities negotiation with '${NEGOTIATION}'`, 'CommandNotFound');
     if (!this.backend.has(command)) throw new QmpError(`The command ${command} has not been found`, 'CommandNotFound');
-    return this.backend.execute(command, args, this);
+    return this.backend.execute(command, args, this, oob);
   }
 
   #send(message: Reply): Promise<void> | void {
@@ -158,6 +193,11 @@ function failure(error: unknown, id: Json | undefined): Reply {
 
 function line(message: Reply): string {
   return `${jsonText(message)}\r\n`;
+}
+
+/** The message of an event that happens now. */
+export function eventMessage(event: string, data: Reply): Reply {
+  return { timestamp: timestamp(), event, data };
 }
 
 function timestamp(): Reply {

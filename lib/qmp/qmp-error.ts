@@ -1,9 +1,9 @@
-/** What a command is refused with: QEMU's two error classes, and its texts. */
+/** What a command is refused with: QEMU's error classes, and its texts. */
 
 import { VmcoreError } from '../errors.js';
 
-/** QEMU's `QapiErrorClass`, as far as it is used by what we serve. */
-export type QmpErrorClass = 'GenericError' | 'CommandNotFound';
+/** QEMU's `QapiErrorClass`: the two that we use, and what QEMU itself may answer. */
+export type QmpErrorClass = 'GenericError' | 'CommandNotFound' | (string & {});
 
 /** An error that is answered to the client. */
 export class QmpError extends VmcoreError {

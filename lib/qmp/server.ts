@@ -2,16 +2,15 @@
 
 import { EventEmitter } from 'node:events';
 import { readFileSync } from 'node:fs';
-import { messageOf } from '../errors.js';
 import type { Guest } from '../guest.js';
 import type { DumpRequest } from '../plan.js';
 import { CommandSet } from './commands.js';
 import type { Connection } from './connection.js';
 import { Descriptors } from './descriptors.js';
-import { DumpControl } from './dump-control.js';
+import { completionMessage, DumpControl } from './dump-control.js';
 import type { Reply } from './json-text.js';
-import { type Listener, listen } from './listen.js';
-import { Monitor } from './monitor.js';
+import { eventMessage } from './monitor.js';
+import { Monitors } from './monitors.js';
 
 /** How a guest is served. */
 export interface QmpServerOptions {
@@ -26,9 +25,7 @@ export interface QmpServerOptions {
 /** Serves a guest to clients that speak QEMU's monitor protocol. Emits `warning` with a text. */
 export class QmpServer extends EventEmitter<{ warning: [string] }> {
   readonly #descriptors = new Descriptors();
-  readonly #monitors = new Set<Monitor>();
-  readonly #listeners: Listener[] = [];
-  readonly #commands: CommandSet;
+  readonly #monitors: Monitors;
   readonly #dumps: DumpControl;
   #onQuit: () => void = () => {};
   #closing: Promise<void> | null = null;
@@ -42,18 +39,21 @@ export class QmpServer extends EventEmitter<{ warning: [string] }> {
   constructor(guest: Guest, options: QmpServerOptions = {}) {
     super();
     const { extensions = false } = options;
-    this.#dumps = new DumpControl(guest, { ...options, descriptors: this.#descriptors });
-    this.#dumps.on('completed', (result, error) => {
-      this.#notify('DUMP_COMPLETED', { result: { ...result }, error: error ?? undefined });
-    });
-    this.#dumps.on('warning', (text) => this.emit('warning', text));
-    this.#commands = new CommandSet({
+    const onWarning = (text: string) => this.emit('warning', text);
+    // It stands still by itself, and is not ours to close.
+    const lend = async () => ({ guest, release: async () => {}, close: () => {} });
+    this.#dumps = new DumpControl(lend, { ...options, descriptors: this.#descriptors });
+    this.#dumps.on('completed', (...end) => this.#monitors.notify(completionMessage(...end)));
+    this.#dumps.on('warning', onWarning);
+    const commands = new CommandSet({
       version: ourVersion(),
       extensions,
       descriptors: this.#descriptors,
       dumps: this.#dumps,
       quit: () => this.#quit(),
     });
+    this.#monitors = new Monitors(commands, { onWarning });
+    void this.#monitors.alone.then(() => this.#onQuit());
   }
 
   /** Makes a descriptor known as `fd:NAME`; it is the server's from here on. @throws VmcoreError */
@@ -66,19 +66,13 @@ export class QmpServer extends EventEmitter<{ warning: [string] }> {
    * @param address `unix:PATH`, `stdio`, `fd:N`, or `fd:NAME` of what systemd handed over
    * @throws VmcoreError
    */
-  async listen(address: string): Promise<void> {
-    const listener = await listen(address, (connection) => this.serve(connection));
-    this.#listeners.push(listener);
-    void listener.ended.then(() => this.#onQuit());
+  listen(address: string): Promise<void> {
+    return this.#monitors.listen(address);
   }
 
   /** Serves one client, until it is gone. */
-  async serve(connection: Connection): Promise<void> {
-    const monitor = new Monitor(connection, this.#commands);
-    this.#monitors.add(monitor);
-    // A client that brings out a defect of ours must not take the others with it.
-    await monitor.run().catch((error) => this.emit('warning', messageOf(error)));
-    this.#monitors.delete(monitor);
+  serve(connection: Connection): Promise<void> {
+    return this.#monitors.serve(connection);
   }
 
   /** Ends: the dump that is under way leaves nothing partial, descriptors and sockets are closed. */
@@ -88,22 +82,18 @@ export class QmpServer extends EventEmitter<{ warning: [string] }> {
   }
 
   async #close(): Promise<void> {
-    for (const listener of this.#listeners) listener.close();
+    this.#monitors.closeListeners();
     await this.#dumps.close();
-    await Promise.all([...this.#monitors].map((monitor) => monitor.finish()));
+    await this.#monitors.finish();
     this.#descriptors.close();
   }
 
   #quit(): void {
     // After the answer to the command itself.
     setImmediate(() => {
-      this.#notify('SHUTDOWN', { guest: false, reason: 'host-qmp-quit' });
+      this.#monitors.notify(eventMessage('SHUTDOWN', { guest: false, reason: 'host-qmp-quit' }));
       this.#onQuit();
     });
-  }
-
-  #notify(event: string, data: Reply): void {
-    for (const monitor of this.#monitors) monitor.notify(event, data);
   }
 }
 

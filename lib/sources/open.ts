@@ -14,9 +14,10 @@ import { winDmpBits } from '../formats/win-dmp.js';
 import type { Guest } from '../guest.js';
 import { parseSize } from '../sizes.js';
 import { type ByteSource, PeekedInput } from './byte-input.js';
+import type { OpenQemuOptions } from './qemu-options.js';
 
 /** What a raw memory file does not say of itself. */
-export interface OpenGuestOptions {
+interface RawMemoryOptions {
   /** `raw:` only: bytes of RAM below 4 GiB; the rest begins at 4 GiB. By QEMU's rule for `pc` when absent */
   readonly below4g?: number | undefined;
   /** `raw:` only: file with what HMP `info registers -a` prints */
@@ -24,6 +25,9 @@ export interface OpenGuestOptions {
   /** `raw:` only: file with the text of VMCOREINFO or its whole ELF note */
   readonly vmcoreinfo?: string | undefined;
 }
+
+/** What a source does not say of itself: a raw memory file, or a live machine (`qmp:`). */
+export interface OpenGuestOptions extends RawMemoryOptions, OpenQemuOptions {}
 
 /** What the first bytes of files are that are known, but no guest can be made of. */
 const FOREIGN_MAGIC: readonly (readonly [string, string])[] = [
@@ -36,7 +40,8 @@ const START_BYTES = 64;
 
 /**
  * Opens a guest.
- * @param source a guest description (JSON), a vmcore (ELF core, kdump or full Windows crash dump), `raw:FILE`, `-` (a vmcore on stdin), or `demo:`
+ * @param source a guest description (JSON), a vmcore (ELF core, kdump or full Windows crash dump), `raw:FILE`,
+ *   `qmp:PATH` or `qmp:tcp:HOST:PORT` (a live QEMU), `-` (a vmcore on stdin), or `demo:`
  * @throws VmcoreError when it cannot be read or is nothing that is known
  */
 export async function openGuest(source: string, options: OpenGuestOptions = {}): Promise<Guest> {
@@ -46,10 +51,23 @@ export async function openGuest(source: string, options: OpenGuestOptions = {}):
       'USAGE',
       `--below-4g, --registers and --vmcoreinfo describe a raw memory file, but ${source} describes itself; for raw memory say raw:${source}`,
     );
+  if (source.startsWith('qmp:')) return openLive(source.slice('qmp:'.length), options);
   if (source === 'demo:') return (await demo()).demoGuest();
   if (source.startsWith('demo:'))
     return (await demo()).demoGuest({ memory: parseSize(source.slice('demo:'.length), 'demo:SIZE') });
   return source === '-' ? openDescriptor(0) : openPath(source);
+}
+
+/** Connects and opens the machine; the connection is closed with the guest, or when there is none. */
+async function openLive(address: string, options: OpenGuestOptions): Promise<Guest> {
+  const [{ connectQmp }, { openQemu }] = await Promise.all([import('../qmp/client.js'), import('./qemu-guest.js')]);
+  const client = await connectQmp(address, options);
+  try {
+    return await openQemu(client, options);
+  } catch (error) {
+    client.close();
+    throw error;
+  }
 }
 
 const raw = () => import('./raw-memory.js');

@@ -1,11 +1,10 @@
 /** Commands: what is said of them, against what a live QEMU says; what there is beyond QEMU; life without koffi. */
 
-import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
 import { Qemu } from '../guests/qemu.js';
 import { needsTools } from '../tools.js';
-import { errorText, eventually, type Message, noKoffi, TestServer } from './qmp-fixture.js';
+import { errorText, eventually, type Message, noKoffi, TestServer, withoutKoffi } from './qmp-fixture.js';
 
 interface Entry {
   readonly name: string;
@@ -151,20 +150,8 @@ t.test('descriptors sent back to back find their commands', { skip: noKoffi }, a
 });
 
 t.test('without koffi everything else works, and getfd says what is missing', async (t) => {
-  const { mkdtempSync, rmSync } = await import('node:fs');
-  const { tmpdir } = await import('node:os');
-  const folder = mkdtempSync(join(tmpdir(), 'vmcore-qmp-'));
-  const hook = join(folder, 'hook.cjs');
-  writeFileSync(
-    hook,
-    `const m = require('node:module'); const r = m._resolveFilename;
-     m._resolveFilename = (name, ...rest) => { if (name === 'koffi') throw new Error('no'); return r(name, ...rest); };`,
-  );
-  const server = await TestServer.start({ node: ['--require', hook] });
-  t.teardown(async () => {
-    await server.stop();
-    rmSync(folder, { recursive: true, force: true });
-  });
+  const server = await TestServer.start({ node: withoutKoffi(t) });
+  t.teardown(() => server.stop());
   const wire = await server.connect();
   t.match(errorText(await wire.execute('getfd', { fdname: 'x' })), /the optional package koffi is missing/);
   t.match(errorText(await wire.execute('add-fd')), /the optional package koffi is missing/);

@@ -2,7 +2,7 @@
 
 import { type ChildProcess, type StdioOptions, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { connect, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -228,6 +228,19 @@ export class TestServer {
     await this.exited;
     rmSync(this.folder, { recursive: true, force: true });
   }
+}
+
+/** Options of Node's for a process that has no koffi. */
+export function withoutKoffi(t: { teardown(work: () => void): void }): string[] {
+  const folder = mkdtempSync(join(tmpdir(), 'vmcore-qmp-'));
+  t.teardown(() => rmSync(folder, { recursive: true, force: true }));
+  const hook = join(folder, 'hook.cjs');
+  writeFileSync(
+    hook,
+    `const m = require('node:module'); const r = m._resolveFilename;
+     m._resolveFilename = (name, ...rest) => { if (name === 'koffi') throw new Error('no'); return r(name, ...rest); };`,
+  );
+  return ['--require', hook];
 }
 
 /** Waits for a condition. */

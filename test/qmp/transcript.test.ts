@@ -3,69 +3,30 @@
  * Every difference has to be in a list with its reason, and every reason has to have a difference.
  */
 
-import { mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import t, { type Test } from 'tap';
+import t from 'tap';
 import { demoGuest } from '../../lib/index.js';
 import { parseSize } from '../../lib/sizes.js';
-import { REPOSITORY } from '../guests/places.js';
 import { Qemu } from '../guests/qemu.js';
 import { needsTools } from '../tools.js';
-import { type Message, noKoffi, TestServer } from './qmp-fixture.js';
-import { type Case, type Played, play } from './transcript.js';
-
-const { cases } = JSON.parse(readFileSync(join(REPOSITORY, 'test', 'qmp', 'qemu-10-transcript.json'), 'utf8')) as {
-  cases: Case[];
-};
+import { noKoffi, TestServer } from './qmp-fixture.js';
+import {
+  cases,
+  checkTable,
+  comparable,
+  type Played,
+  play,
+  RECORDED,
+  type Sizes,
+  sizesOf,
+  unique,
+} from './transcript.js';
 
 /** Large enough that a dump of it is still going on when the next command comes. */
 const SOURCE = '2G';
 const MIB = 1 << 20;
-
-/** The recorded guest's memory, in all and below 1 MiB. */
-const RECORDED = { total: 2164391936, low: 917504 };
-
-/** Memory of the guests, so that sizes can be told apart from other numbers. */
-interface Sizes {
-  readonly total: number;
-  readonly low: number;
-}
-
-function sizesOf(blocks: readonly { base: number; length: number }[]): Sizes {
-  const below = (limit: number) =>
-    blocks.reduce((sum, { base, length }) => sum + Math.max(0, Math.min(base + length, limit) - base), 0);
-  return { total: below(2 ** 52), low: below(MIB) };
-}
-
-/** A message without what differs from run to run: when, and how much memory the guest has. */
-function normal(line: string, { total, low }: Sizes): Message {
-  return JSON.parse(line, (key, value) => {
-    if (key === 'timestamp') return undefined;
-    if (value === total) return 'TOTAL';
-    return value === low ? 'LOW' : value;
-  }) as Message;
-}
-
-/** The answers of a case in a form that can be compared; the end of a detached dump may come before its answer. */
-function comparable(name: string, lines: readonly string[], sizes: Sizes): string {
-  const messages = lines.map((line) => JSON.stringify(sorted(normal(line, sizes))));
-  if (name === 'detached dump to a full device') messages.sort();
-  const text = messages.join('\n');
-  // How far it is when it is asked is the machine's affair.
-  return name === 'query while active' ? text.replace(/"completed":(\d+|"\w+")/, '"completed":0') : text;
-}
-
-/** Members in the order of their names: QEMU's order is that of a hash table. */
-function sorted(value: unknown): unknown {
-  if (Array.isArray(value)) return value.map(sorted);
-  if (typeof value !== 'object' || value === null) return value;
-  return Object.fromEntries(
-    Object.entries(value)
-      .sort(([a], [b]) => (a < b ? -1 : 1))
-      .map(([key, member]) => [key, sorted(member)]),
-  );
-}
 
 const OWN_VERSION = 'the version is our own';
 const NO_DUMP_YET = 'the recorded QEMU had dumped before; here no dump has been asked for yet';
@@ -82,37 +43,6 @@ const DIFFERENCES: Readonly<Record<string, string>> = {
   'begin negative': NEGATIVE,
   'length negative': NEGATIVE,
 };
-
-/** Prints the table; checks that what differs is explained, and that what is explained differs. */
-function checkTable(
-  t: Test,
-  rows: readonly { name: string; theirs: string; ours: string }[],
-  reasons: Readonly<Record<string, string>>,
-): void {
-  for (const { name, theirs, ours } of rows) {
-    const same = theirs === ours;
-    const reason = reasons[name];
-    t.comment(`${same ? 'same     ' : 'different'} ${name}${same ? '' : `: ${reason ?? 'UNEXPLAINED'}`}`);
-    if (!same) t.comment(`    QEMU: ${theirs.replaceAll('\n', ' | ')}`);
-    if (!same) t.comment(`    ours: ${ours.replaceAll('\n', ' | ')}`);
-    if (reason === undefined) t.equal(ours, theirs, name);
-    else t.not(ours, theirs, `${name}: ${reason}`);
-  }
-  const names = rows.map(({ name }) => name);
-  t.same(
-    Object.keys(reasons).filter((name) => !names.includes(name)),
-    [],
-    'every reason belongs to a case',
-  );
-}
-
-/** Two cases have one name each twice; the number tells them apart. */
-function unique(played: readonly Case[]): string[] {
-  return played.map(({ case: name }, i) => {
-    const before = played.slice(0, i).filter((other) => other.case === name).length;
-    return before === 0 ? name : `${name} (${before + 1})`;
-  });
-}
 
 const ourSizes = sizesOf(demoGuest({ memory: parseSize(SOURCE, 'SOURCE') }).blocks);
 

@@ -1,0 +1,92 @@
+/** `vmcore capture`: a live QEMU as a guest description, for later. */
+
+import { existsSync, unlinkSync, writeFileSync } from 'node:fs';
+import type { Argv } from 'yargs';
+import { ioError, VmcoreError } from '../errors.js';
+import type { CapturedFile } from '../sources/qemu-capture.js';
+import { Interrupt } from './interrupt.js';
+import { warn } from './source-options.js';
+
+/** Names of the options, as yargs gives them. */
+interface CaptureArguments {
+  source: string;
+  output: string;
+  pid?: number;
+  force: boolean;
+}
+
+export const command = 'capture <source>';
+export const describe = 'save a live QEMU as a guest description that refers to its memory file';
+
+/** Declares the options. */
+export function builder(yargs: Argv): Argv {
+  return yargs
+    .positional('source', { type: 'string', demandOption: true, describe: 'qmp:PATH or qmp:tcp:HOST:PORT' })
+    .option('output', { alias: 'o', type: 'string', demandOption: true, describe: 'the description to make (JSON)' })
+    .option('pid', { type: 'number', describe: "QEMU's process, where the socket does not tell" })
+    .option('force', { type: 'boolean', default: false, describe: 'replace existing files' })
+    .requiresArg(['output', 'pid'])
+    .example('$0 capture qmp:/run/guest.qmp -o guest.json', 'then, while it is paused: vmcore dump guest.json')
+    .epilogue(
+      'The memory stays in its file, which changes while the guest runs: pause the guest first, and dump the ' +
+        'description or copy the memory file before it runs again.',
+    );
+}
+
+/** Runs the command. */
+export async function handler(args: CaptureArguments): Promise<void> {
+  if (!args.source.startsWith('qmp:'))
+    throw new VmcoreError('USAGE', `capture takes a live QEMU, qmp:PATH, not ${args.source}`);
+  if (args.output === '' || args.output === '-') throw new VmcoreError('USAGE', 'say where to: -o FILE');
+  const interrupt = new Interrupt();
+  try {
+    await capture(args, interrupt.signal);
+  } catch (error) {
+    if (interrupt.exitCode === null) throw error;
+    await interrupt.exit();
+  } finally {
+    interrupt.stop();
+  }
+}
+
+async function capture({ source, output, pid, force }: CaptureArguments, signal: AbortSignal): Promise<void> {
+  const [{ connectQmp }, { openQemu }, { captureGuest }] = await Promise.all([
+    import('../qmp/client.js'),
+    import('../sources/qemu-guest.js'),
+    import('../sources/qemu-capture.js'),
+  ]);
+  const client = await connectQmp(source.slice('qmp:'.length), { signal });
+  try {
+    const guest = await openQemu(client, { memoryPath: 'file', pid, signal, onWarning: warn });
+    try {
+      const files = await captureGuest(client, guest, output);
+      writeAll(files, force);
+      process.stdout.write(`${output}: ${files.map(({ path }) => path).join(', ')}\n`);
+      if (guest.live?.report.wasRunning)
+        warn(
+          'the guest runs on, and its memory file changes: the registers are of the past; pause it before you capture',
+        );
+    } finally {
+      await guest.live?.release();
+      guest.close();
+    }
+  } finally {
+    client.close();
+  }
+}
+
+/** All files or none. @throws VmcoreError EXISTS, WRITE */
+function writeAll(files: readonly CapturedFile[], force: boolean): void {
+  const taken = files.find(({ path }) => !force && existsSync(path));
+  if (taken) throw new VmcoreError('EXISTS', `${taken.path} exists; --force replaces it`);
+  const written: string[] = [];
+  try {
+    for (const { path, bytes } of files) {
+      written.push(path);
+      writeFileSync(path, bytes, { flag: force ? 'w' : 'wx' });
+    }
+  } catch (error) {
+    for (const path of written) if (existsSync(path)) unlinkSync(path);
+    throw ioError('WRITE', `write ${written.at(-1)}`, error);
+  }
+}

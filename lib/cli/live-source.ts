@@ -1,0 +1,109 @@
+/** What commands that read a live QEMU have in common: its options, opening it, and letting it run on. */
+
+import type { Argv } from 'yargs';
+import { messageOf, VmcoreError } from '../errors.js';
+import type { Guest, LiveReport } from '../guest.js';
+import { parseSize } from '../sizes.js';
+import type { OpenGuestOptions } from '../sources/open.js';
+import { MEMORY_PATHS, type MemoryPath } from '../sources/qemu-options.js';
+
+/** What a live machine's source begins with. */
+const LIVE = 'qmp:';
+
+/** The options as yargs gives them. */
+export interface LiveArguments {
+  source: string;
+  memoryPath?: MemoryPath;
+  pid?: number;
+  pauseOnlyForCopy?: boolean;
+  copyLimit?: string;
+}
+
+/** Declares the options. */
+export function liveOptions(yargs: Argv): Argv {
+  return yargs
+    .option('memory-path', {
+      choices: MEMORY_PATHS,
+      describe: 'qmp: read the file behind the memory, /proc/PID/mem, or what QEMU dumps (default: the best there is)',
+    })
+    .option('pid', { type: 'number', describe: "qmp: QEMU's process, where the socket does not tell" })
+    .option('pause-only-for-copy', {
+      type: 'boolean',
+      describe: 'qmp: copy the memory and resume the guest, then compress and write',
+    })
+    .option('copy-limit', {
+      type: 'string',
+      describe: 'qmp: most memory for that copy (default: half of what is free)',
+    })
+    .requiresArg(['memory-path', 'pid', 'copy-limit']);
+}
+
+/** Whether a source is a live machine. */
+export function isLive({ source }: LiveArguments): boolean {
+  return source.startsWith(LIVE);
+}
+
+/** The options as `openGuest` takes them. @throws VmcoreError USAGE */
+export function liveOpenOptions(args: LiveArguments): OpenGuestOptions {
+  const { memoryPath, pid, pauseOnlyForCopy, copyLimit } = args;
+  if (!isLive(args)) {
+    if (memoryPath !== undefined || pid !== undefined || pauseOnlyForCopy || copyLimit !== undefined)
+      throw new VmcoreError(
+        'USAGE',
+        '--memory-path, --pid, --pause-only-for-copy and --copy-limit are for a live machine: qmp:PATH',
+      );
+    return {};
+  }
+  if (copyLimit !== undefined && !pauseOnlyForCopy)
+    throw new VmcoreError('USAGE', '--copy-limit goes with --pause-only-for-copy');
+  return {
+    memoryPath,
+    pid,
+    pauseOnlyForCopy,
+    copyLimit: copyLimit === undefined ? undefined : parseSize(copyLimit, '--copy-limit'),
+  };
+}
+
+/** Has a live machine run on after a dump. @throws VmcoreError READ when that does not work; the dump is whole */
+export async function releaseAfter(guest: Guest, output: string): Promise<void> {
+  try {
+    await guest.live?.release();
+  } catch (error) {
+    throw new VmcoreError('READ', `${output} is written and whole, but ${messageOf(error)}`, { cause: error });
+  }
+}
+
+/**
+ * Has a live machine run on after a failure.
+ * @returns the failure, with what went wrong now; what of an interruption is not shown is said here
+ */
+export async function releaseFailed(guest: Guest, failure: unknown, warn: (text: string) => void): Promise<unknown> {
+  try {
+    await guest.live?.release();
+    return failure;
+  } catch (error) {
+    if (!(failure instanceof VmcoreError)) return failure;
+    if (failure.code === 'ABORTED') warn(messageOf(error));
+    return new VmcoreError(failure.code, `${failure.message}; and ${messageOf(error)}`, { cause: failure });
+  }
+}
+
+const WAYS: Readonly<Record<LiveReport['memoryPath'], string>> = {
+  file: 'from the file behind it',
+  proc: "from QEMU's process",
+  stream: "through QEMU's own dump",
+};
+
+/** The lines of a summary that tell how a live machine was read. */
+export function liveText({ memoryPath, memory, wasRunning, pausedSeconds, copiedBytes }: LiveReport): string[] {
+  const from = [...new Set(memory.filter(({ way }) => way === memoryPath).map((block) => block.from))];
+  const place = memoryPath === 'stream' ? '' : ` (${from.join(', ')})`;
+  const copied = copiedBytes === undefined ? '' : ', and copied first';
+  const seconds = `${pausedSeconds.toFixed(2)} s`;
+  return [
+    `memory read ${WAYS[memoryPath]}${place}${copied}`,
+    wasRunning
+      ? `the guest was paused for ${seconds}, and runs again`
+      : `the guest was paused, and still is (${seconds} needed)`,
+  ];
+}

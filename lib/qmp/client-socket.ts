@@ -1,0 +1,122 @@
+/**
+ * What a monitor's client wants of its socket and Node does not offer: descriptors that go along with bytes
+ * (SCM_RIGHTS), and who is at the other end (SO_PEERCRED). Both through koffi; without it they are not to be had.
+ */
+
+import type { Socket } from 'node:net';
+import { endianness, constants as os } from 'node:os';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { VmcoreError } from '../errors.js';
+import { type Libc, libc } from '../libc.js';
+
+// Of Linux's headers, for 64-bit machines.
+const MSGHDR_BYTES = 56;
+const MSGHDR_IOV = 16;
+const MSGHDR_IOV_COUNT = 24;
+const MSGHDR_CONTROL = 32;
+const MSGHDR_CONTROL_LENGTH = 40;
+const IOVEC_BYTES = 16;
+const IOVEC_LENGTH = 8;
+const CMSG_LEVEL = 8;
+const CMSG_TYPE = 12;
+const CMSG_DATA = 16;
+const CMSG_ALIGN = 8;
+const SOL_SOCKET = 1;
+const SCM_RIGHTS = 1;
+const SO_PEERCRED = 17;
+const MSG_DONTWAIT = 0x40;
+const MSG_NOSIGNAL = 0x4000;
+/** struct ucred: pid, uid and gid, 32 bits each */
+const UCRED_BYTES = 12;
+
+/** How long to wait before trying again when the socket is full, in milliseconds. */
+const STEP = 5;
+
+/** The C library, where the structures above are those of the machine; null where not. */
+function knownLibc(): Libc | null {
+  const isKnown = ['x64', 'arm64', 'riscv64', 'loong64'].includes(process.arch) && endianness() === 'LE';
+  return isKnown ? libc() : null;
+}
+
+/** The number behind a UNIX socket. Node keeps it to itself, but has always had it. Null for TCP. */
+function descriptorOf(socket: Socket): number | null {
+  if (socket.remoteAddress !== undefined) return null;
+  const { _handle: handle } = socket as unknown as { _handle?: { fd?: number } };
+  return handle?.fd !== undefined && handle.fd >= 0 ? handle.fd : null;
+}
+
+/** Whether descriptors can be passed over a socket. */
+export function canSendDescriptors(socket: Socket): boolean {
+  return knownLibc() !== null && descriptorOf(socket) !== null;
+}
+
+/** The process that listens at the other end of a UNIX socket; null when the system cannot tell. */
+export function peerPid(socket: Socket): number | null {
+  const c = knownLibc();
+  const fd = descriptorOf(socket);
+  if (!c || fd === null) return null;
+  const credentials = Buffer.alloc(UCRED_BYTES);
+  const length = Buffer.alloc(4);
+  length.writeUInt32LE(UCRED_BYTES);
+  if (c.getsockopt(fd, SOL_SOCKET, SO_PEERCRED, credentials, length) !== 0) return null;
+  // A process of another pid namespace is 0 here.
+  return credentials.readInt32LE() || null;
+}
+
+/**
+ * Sends a text and descriptors with its first byte. What was written before goes first.
+ * @throws VmcoreError WRITE
+ */
+export async function sendWithDescriptors(socket: Socket, text: string, fds: readonly number[]): Promise<void> {
+  const c = knownLibc();
+  const fd = descriptorOf(socket);
+  if (!c || fd === null) throw new VmcoreError('UNSUPPORTED', 'descriptors cannot be passed over this socket');
+  const data = Buffer.from(text);
+  const message = new Message(c, data, fds);
+  while (socket.writableLength > 0 && !socket.destroyed) await sleep(STEP);
+  for (;;) {
+    if (socket.destroyed) throw new VmcoreError('WRITE', 'the connection was closed');
+    const sent = c.sendmsg(fd, message.header, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (sent >= 0) {
+      if (sent < data.length) socket.write(data.subarray(sent));
+      return;
+    }
+    const errno = c.errno();
+    if (errno === os.errno.EPIPE) throw new VmcoreError('WRITE', 'the connection was closed');
+    if (errno !== os.errno.EAGAIN && errno !== os.errno.EINTR)
+      throw new VmcoreError('WRITE', `sendmsg failed with errno ${errno}`);
+    await sleep(STEP);
+  }
+}
+
+/** A `struct msghdr` and what it points to. */
+class Message {
+  readonly header = Buffer.alloc(MSGHDR_BYTES);
+  readonly #iovec = Buffer.alloc(IOVEC_BYTES);
+  readonly #control: Buffer;
+
+  constructor(
+    c: Libc,
+    private readonly data: Buffer,
+    fds: readonly number[],
+  ) {
+    this.#control = controlOf(fds);
+    this.#iovec.writeBigUInt64LE(c.address(this.data));
+    this.#iovec.writeBigUInt64LE(BigInt(data.length), IOVEC_LENGTH);
+    this.header.writeBigUInt64LE(c.address(this.#iovec), MSGHDR_IOV);
+    this.header.writeBigUInt64LE(1n, MSGHDR_IOV_COUNT);
+    this.header.writeBigUInt64LE(c.address(this.#control), MSGHDR_CONTROL);
+    this.header.writeBigUInt64LE(BigInt(this.#control.length), MSGHDR_CONTROL_LENGTH);
+  }
+}
+
+/** A `struct cmsghdr` with descriptors behind it. */
+function controlOf(fds: readonly number[]): Buffer {
+  const length = CMSG_DATA + 4 * fds.length;
+  const control = Buffer.alloc(Math.ceil(length / CMSG_ALIGN) * CMSG_ALIGN);
+  control.writeBigUInt64LE(BigInt(length));
+  control.writeInt32LE(SOL_SOCKET, CMSG_LEVEL);
+  control.writeInt32LE(SCM_RIGHTS, CMSG_TYPE);
+  fds.forEach((fd, i) => control.writeInt32LE(fd, CMSG_DATA + 4 * i));
+  return control;
+}

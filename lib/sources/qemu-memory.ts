@@ -1,0 +1,299 @@
+/**
+ * How each block of a live machine's memory is read: from the file behind it, from the process's memory, or as QEMU
+ * dumps it. For each block the best way that works is taken; and none is believed before a page that it gives equals
+ * the page that QEMU dumps.
+ */
+
+import { VmcoreError } from '../errors.js';
+import {
+  type Backing,
+  blockEnd,
+  type DataRun,
+  describeBlock,
+  type MemoryBlock,
+  type MemoryRegion,
+} from '../physical-memory.js';
+import { humanMonitor, type QmpClient } from '../qmp/client.js';
+import { formatSize } from '../sizes.js';
+import { PAGE_SIZE } from '../stage.js';
+import { nonZeroRuns } from '../zeros.js';
+import { isMappedThere, openBackend, type SharedBackend, sharedBackends } from './qemu-backends.js';
+import { type FlatRange, parseFlatView, placeOf } from './qemu-flat-view.js';
+import { type DumpedRange, readRange } from './qemu-layout.js';
+import { hostAddress, ProcessMemory, processOf } from './qemu-process.js';
+
+/** Ways to read the memory: the files behind it, /proc/PID/mem, QEMU's own dump. */
+export type MemoryWay = 'file' | 'proc' | 'stream';
+
+/** A block, how it is read, and where its bytes are. */
+export interface ReadableBlock extends MemoryRegion {
+  readonly way: MemoryWay;
+  readonly backing: Backing;
+}
+
+/** Blocks that are smaller than this, and in no file, are taken from QEMU's dump at once: that is what counts. */
+const SMALL_BLOCK = 1 << 20;
+/** Most bytes of blocks that nothing but QEMU's dump has, and that are kept in memory. */
+const STREAMED_LIMIT = 64 << 20;
+/** A machine with more blocks than this is read as one stream: each block is asked for. */
+const MAX_BLOCKS = 256;
+
+/** What was found. */
+export interface ReadableMemory {
+  readonly blocks: readonly ReadableBlock[];
+  /** architecture, CPU states and notes */
+  readonly machine: DumpedRange['machine'];
+}
+
+/** What the choice depends on. */
+export interface MemoryChoice {
+  /** ways to try before QEMU's own dump, best first */
+  readonly ways: readonly ('file' | 'proc')[];
+  /** QEMU's process, where the user says it */
+  readonly pid: number | undefined;
+  /** stops in between */
+  readonly signal: AbortSignal | undefined;
+  /** is told when a way gives other bytes than QEMU */
+  onMismatch(text: string): void;
+}
+
+/** Why a machine has to be read as one stream. */
+export class NoRandomAccess extends VmcoreError {
+  constructor(reasons: Iterable<string>) {
+    super('READ', [...reasons].join('; '));
+  }
+}
+
+/**
+ * Finds a way for each block.
+ * @throws NoRandomAccess when more than a little memory can be read as a stream only; VmcoreError
+ */
+export async function findMemory(
+  client: QmpClient,
+  blocks: readonly MemoryBlock[],
+  choice: MemoryChoice,
+): Promise<ReadableMemory> {
+  if (blocks.length > MAX_BLOCKS) throw new NoRandomAccess([`there are ${blocks.length} blocks of memory`]);
+  const finder = new MemoryFinder(client, choice);
+  try {
+    for (const block of blocks) await finder.find(block);
+    return await finder.finish();
+  } catch (error) {
+    finder.close();
+    throw error;
+  }
+}
+
+/** Tries the ways, block by block. */
+class MemoryFinder {
+  readonly #found: ReadableBlock[] = [];
+  readonly #unchecked: ReadableBlock[] = [];
+  readonly #left: MemoryBlock[] = [];
+  /** why a way could not be taken, by the first block that it could not be taken for */
+  readonly #reasons = new Map<MemoryWay, string>();
+  readonly #openers: Readonly<Record<'file' | 'proc', (block: MemoryBlock) => Promise<ReadableBlock>>>;
+  #machine: DumpedRange['machine'] | null = null;
+
+  constructor(
+    private readonly client: QmpClient,
+    private readonly choice: MemoryChoice,
+  ) {
+    this.#openers = { file: fileOpener(client, choice.pid), proc: processOpener(client, choice.pid) };
+  }
+
+  async find(block: MemoryBlock): Promise<void> {
+    for (const way of this.choice.ways) {
+      this.#checkSignal();
+      if (way === 'proc' && block.length < SMALL_BLOCK) break;
+      const opened = await this.#attempt(way, block);
+      if (opened && (await this.#accept(opened))) return;
+    }
+    this.#left.push(block);
+  }
+
+  /** What is left comes from QEMU's dump, where it is little. @throws NoRandomAccess */
+  async finish(): Promise<ReadableMemory> {
+    const left = this.#left.reduce((sum, { length }) => sum + length, 0);
+    if (left > STREAMED_LIMIT) throw new NoRandomAccess(this.#reasons.values());
+    for (const block of this.#left) this.#found.push(await this.#take(block));
+    for (const block of this.#unchecked) await this.#acceptUntouched(block);
+    this.#machine ??= (await this.#dump(firstPage(this.#found[0]!))).machine;
+    return { blocks: this.#found.sort((a, b) => a.base - b.base), machine: this.#machine };
+  }
+
+  close(): void {
+    for (const { backing } of [...this.#found, ...this.#unchecked]) backing.close();
+  }
+
+  #checkSignal(): void {
+    if (this.choice.signal?.aborted) throw new VmcoreError('ABORTED', `looking at ${this.client.name} was given up`);
+  }
+
+  async #attempt(way: 'file' | 'proc', block: MemoryBlock): Promise<ReadableBlock | null> {
+    try {
+      return await this.#openers[way](block);
+    } catch (error) {
+      if (!(error instanceof VmcoreError) || error.code === 'ABORTED') throw error;
+      // Device memory and ROM are in no file; that is nothing to tell.
+      if (block.length >= SMALL_BLOCK) this.#giveReason(way, error.message);
+      return null;
+    }
+  }
+
+  /** Compares a page. */
+  async #accept(block: ReadableBlock): Promise<boolean> {
+    try {
+      const page = await dataPage(block);
+      if (page === null) this.#unchecked.push(block);
+      else if (await this.#isEqual(block, page)) this.#found.push(block);
+      else return this.#refuse(block, page);
+      return true;
+    } catch (error) {
+      block.backing.close();
+      if (!(error instanceof VmcoreError) || error.code === 'ABORTED') throw error;
+      this.#giveReason(block.way, error.message);
+      return false;
+    }
+  }
+
+  #giveReason(way: MemoryWay, reason: string): void {
+    if (!this.#reasons.has(way)) this.#reasons.set(way, reason);
+  }
+
+  #refuse(block: ReadableBlock, page: MemoryBlock): false {
+    block.backing.close();
+    const text = `${block.backing.name} has other bytes at ${describeBlock(page)} of the guest's memory than QEMU`;
+    this.choice.onMismatch(text);
+    this.#giveReason(block.way, text);
+    return false;
+  }
+
+  /**
+   * A block that was never written to. To have QEMU dump of it would allocate a page of its file, and one zero page is
+   * like another. It is taken where another block of the same file has been compared, or where QEMU's process shows
+   * that this is the file.
+   */
+  async #acceptUntouched(block: ReadableBlock): Promise<void> {
+    const isCompared = this.#found.some(({ backing }) => backing.name === block.backing.name);
+    if (!isCompared && block.way === 'file' && !(await isMappedThere(this.client, block, this.choice.pid))) {
+      block.backing.close();
+      this.#giveReason('file', `${block.backing.name} has no data, and so cannot be told from another file`);
+      throw new NoRandomAccess(this.#reasons.values());
+    }
+    this.#found.push(block);
+  }
+
+  async #isEqual(block: ReadableBlock, page: MemoryBlock): Promise<boolean> {
+    const bytes = Buffer.alloc(page.length);
+    await block.backing.read(block.offset + (page.base - block.base), bytes);
+    return bytes.equals((await this.#dump(page)).bytes);
+  }
+
+  async #dump(range: MemoryBlock): Promise<DumpedRange> {
+    this.#checkSignal();
+    const dumped = await readRange(this.client, range);
+    this.#machine ??= dumped.machine;
+    return dumped;
+  }
+
+  async #take(block: MemoryBlock): Promise<ReadableBlock> {
+    const { bytes } = await this.#dump(block);
+    const name = `${this.client.name}, memory ${describeBlock(block)}`;
+    return { base: block.base, length: block.length, offset: 0, way: 'stream', backing: new BytesBacking(name, bytes) };
+  }
+}
+
+/** The file way. What QEMU says of its memory is asked once, and is the same for all blocks. */
+function fileOpener(client: QmpClient, pid: number | undefined): (block: MemoryBlock) => Promise<ReadableBlock> {
+  let known: Promise<{ ranges: FlatRange[]; backends: ReadonlyMap<string, SharedBackend> }> | null = null;
+  const ask = async () => ({
+    backends: await sharedBackends(client),
+    ranges: parseFlatView(await humanMonitor(client, 'info mtree -f')),
+  });
+  return async ({ base, length }) => {
+    known ??= ask();
+    const { ranges, backends } = await known;
+    if (backends.size === 0) throw new VmcoreError('READ', 'the memory is in no shared file');
+    const place = placeOf({ base, length }, ranges);
+    const backend = place && backends.get(place.region);
+    if (!backend)
+      throw new VmcoreError('READ', `${formatSize(length)} of memory at 0x${base.toString(16)} are in no shared file`);
+    const { backing, offset } = await openBackend(client, backend, { base, length, offset: place.offset }, pid);
+    return { base, length, offset, backing, way: 'file' };
+  };
+}
+
+/** The proc way. */
+function processOpener(client: QmpClient, pid: number | undefined): (block: MemoryBlock) => Promise<ReadableBlock> {
+  return async ({ base, length }) => {
+    const backing = ProcessMemory.open(processOf(client, pid));
+    try {
+      return { base, length, offset: await hostAddress(client, base), backing, way: 'proc' };
+    } catch (error) {
+      backing.close();
+      throw error;
+    }
+  };
+}
+
+function firstPage({ base, length }: MemoryBlock): MemoryBlock {
+  return { base, length: Math.min(PAGE_SIZE, length) };
+}
+
+/** Bytes that are read at a time, and at most, to find a page that is not zero. */
+const PIECE = 256 << 10;
+const SEARCHED = 64 << 20;
+
+/**
+ * A page of a block that is not zero. The search begins in the middle: what a machine's first pages hold is the same in
+ * every machine of its kind, and so is not worth a comparison.
+ * @returns null when there is none, as far as was searched
+ */
+async function dataPage(block: ReadableBlock): Promise<MemoryBlock | null> {
+  const middle = block.base + Math.floor(block.length / 2 / PAGE_SIZE) * PAGE_SIZE;
+  return (await firstDataPage(block, middle, blockEnd(block))) ?? firstDataPage(block, block.base, middle);
+}
+
+async function firstDataPage(block: ReadableBlock, from: number, to: number): Promise<MemoryBlock | null> {
+  const piece = Buffer.alloc(PIECE);
+  let searched = 0;
+  for (const run of dataRuns(block, from, to))
+    for (let at = run.start; at < run.end && searched < SEARCHED; at += PIECE) {
+      const bytes = piece.subarray(0, Math.min(PIECE, run.end - at));
+      await block.backing.read(block.offset + (at - block.base), bytes);
+      const [found] = nonZeroRuns(bytes, 0);
+      if (found) return { base: at + found.start, length: Math.min(PAGE_SIZE, bytes.length - found.start) };
+      searched += bytes.length;
+    }
+  return null;
+}
+
+/** The runs of data between two addresses of a block, as addresses of whole pages; each is asked for once. */
+function* dataRuns({ backing, base, offset }: ReadableBlock, from: number, to: number): Generator<DataRun, undefined> {
+  const shift = base - offset;
+  for (let at = from; at < to;) {
+    const run = backing.nextData ? backing.nextData(at - shift, to - shift) : { start: at - shift, end: to - shift };
+    if (!run) return;
+    const start = base + Math.floor((run.start + shift - base) / PAGE_SIZE) * PAGE_SIZE;
+    yield { start: Math.max(at, start), end: Math.min(to, run.end + shift) };
+    at = run.end + shift;
+  }
+}
+
+/** Bytes at hand. */
+class BytesBacking implements Backing {
+  constructor(
+    readonly name: string,
+    private readonly bytes: Uint8Array,
+  ) {}
+
+  readSync(offset: number, into: Uint8Array): void {
+    into.set(this.bytes.subarray(offset, offset + into.length));
+  }
+
+  async read(offset: number, into: Uint8Array): Promise<void> {
+    this.readSync(offset, into);
+  }
+
+  close(): void {}
+}

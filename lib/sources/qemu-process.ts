@@ -1,0 +1,202 @@
+/**
+ * The memory of the QEMU process, as /proc shows it: where a block is in it, its bytes, and which file is mapped there.
+ *
+ * All of it takes the right to trace the process (ptrace(2), PTRACE_MODE_READ and ATTACH): to be root, or the user that
+ * QEMU runs as, where the system has no stricter rule (Yama's ptrace_scope, a QEMU that is not dumpable).
+ */
+
+import { closeSync, openSync, readdirSync, readFileSync, readlinkSync, readSync, statSync } from 'node:fs';
+import { VmcoreError } from '../errors.js';
+import type { Backing, DataRun } from '../physical-memory.js';
+import { humanMonitor, QmpCommandError, type QmpClient } from '../qmp/client.js';
+import { PAGE_SIZE } from '../stage.js';
+import { FileBacking } from './file-backing.js';
+
+/** What HMP `gpa2hva` prints when there is RAM at the address. */
+const HOST_ADDRESS = /is (0x[0-9a-f]{1,16})\s*$/;
+
+/**
+ * Where QEMU has guest physical memory in its own.
+ * @throws VmcoreError READ, UNSUPPORTED with QEMU's words when it does not tell
+ */
+export async function hostAddress(client: QmpClient, paddr: number): Promise<number> {
+  const text = await humanMonitor(client, `gpa2hva 0x${paddr.toString(16)}`);
+  const [, digits] = HOST_ADDRESS.exec(text) ?? [];
+  const address = Number(digits);
+  if (digits !== undefined && Number.isSafeInteger(address)) return address;
+  throw new QmpCommandError('gpa2hva', 'GenericError', text.trim().split('\n')[0]?.slice(0, PAGE_SIZE) ?? 'nothing');
+}
+
+/** A mapping of a process (proc(5), /proc/pid/maps). */
+export interface ProcessMapping {
+  readonly start: number;
+  readonly end: number;
+  /** what is written there is seen by others who have the file mapped, and the other way round */
+  readonly shared: boolean;
+  /** offset in the file of the mapping's first byte */
+  readonly offset: number;
+  /** inode of the file; 0 when there is none */
+  readonly inode: number;
+}
+
+const MAPPING = /^([0-9a-f]+)-([0-9a-f]+) ..(?:.)([sp]) ([0-9a-f]+) [0-9a-f]+:[0-9a-f]+ ([0-9]+)/;
+
+/** The mapping that holds an address; null when there is none. @throws whatever `fs` throws when it may not be read */
+export function mappingAt(pid: number, address: number): ProcessMapping | null {
+  for (const line of readFileSync(`/proc/${pid}/maps`, 'latin1').split('\n')) {
+    const [, start, end, sharing, offset, inode] = MAPPING.exec(line) ?? [];
+    if (start === undefined || end === undefined || offset === undefined) continue;
+    const mapping = {
+      start: Number.parseInt(start, 16),
+      end: Number.parseInt(end, 16),
+      shared: sharing === 's',
+      offset: Number.parseInt(offset, 16),
+      inode: Number(inode),
+    };
+    if (mapping.start <= address && address < mapping.end) return mapping;
+  }
+  return null;
+}
+
+/** A way to open the file with an inode that a process has open: a memfd, or a file that was removed. */
+export function openFileOf(pid: number, inode: number): string | null {
+  for (const fd of readdirSync(`/proc/${pid}/fd`)) {
+    const path = `/proc/${pid}/fd/${fd}`;
+    if (statSync(path, { throwIfNoEntry: false })?.ino === inode && /^\//.test(readlinkSync(path))) return path;
+  }
+  return null;
+}
+
+/** /proc/PID/mem as a backing: its offsets are addresses of the process. */
+export class ProcessMemory implements Backing {
+  readonly name: string;
+  readonly #memory: FileBacking;
+  readonly #pagemap: number | null;
+  readonly #sparse = new Map<number, boolean>();
+
+  private constructor(
+    private readonly pid: number,
+    memory: FileBacking,
+  ) {
+    this.name = memory.name;
+    this.#memory = memory;
+    this.#pagemap = openPagemap(pid);
+  }
+
+  /** @throws VmcoreError READ when there is no such process, or it may not be read */
+  static open(pid: number): ProcessMemory {
+    return new ProcessMemory(pid, FileBacking.open(`/proc/${pid}/mem`));
+  }
+
+  readSync(offset: number, into: Uint8Array): void {
+    try {
+      this.#memory.readSync(offset, into);
+    } catch (error) {
+      throw this.#failure(error, offset);
+    }
+  }
+
+  async read(offset: number, into: Uint8Array): Promise<void> {
+    try {
+      await this.#memory.read(offset, into);
+    } catch (error) {
+      throw this.#failure(error, offset);
+    }
+  }
+
+  /** Pages that the process has never touched read as zeros, where they are its own and of no file. */
+  nextData(offset: number, end: number): DataRun | null {
+    if (this.#pagemap === null || !this.#isAnonymous(offset, end)) return { start: offset, end };
+    return nextTouched(this.#pagemap, offset, end);
+  }
+
+  close(): void {
+    this.#memory.close();
+    if (this.#pagemap !== null) closeSync(this.#pagemap);
+  }
+
+  /** A process that has ended has no memory: reading it meets an end, or an error. */
+  #failure(error: unknown, offset: number): unknown {
+    if (isRunning(this.pid)) return error;
+    const where = `0x${offset.toString(16)}`;
+    return new VmcoreError('READ', `cannot read ${this.name} at ${where}: process ${this.pid} has ended`, {
+      cause: error,
+    });
+  }
+
+  /** Asked for each run of data of a block, whose end stays the same. */
+  #isAnonymous(start: number, end: number): boolean {
+    let sparse = this.#sparse.get(end);
+    if (sparse === undefined) {
+      sparse = isPrivateAnonymous(this.pid, start, end);
+      this.#sparse.set(end, sparse);
+    }
+    return sparse;
+  }
+}
+
+/** A process that has ended, and that nobody has asked for yet, has no memory either. */
+function isRunning(pid: number): boolean {
+  try {
+    return !/^State:\s+[XZ]/m.test(readFileSync(`/proc/${pid}/status`, 'latin1'));
+  } catch {
+    return false;
+  }
+}
+
+function isPrivateAnonymous(pid: number, start: number, end: number): boolean {
+  try {
+    const mapping = mappingAt(pid, start);
+    return mapping !== null && !mapping.shared && mapping.inode === 0 && mapping.end >= end;
+  } catch {
+    return false;
+  }
+}
+
+/** Null where it may not be read: then everything counts as data. */
+function openPagemap(pid: number): number | null {
+  try {
+    return openSync(`/proc/${pid}/pagemap`, 'r');
+  } catch {
+    return null;
+  }
+}
+
+/** Bytes of an entry of pagemap, one for each page (Documentation/admin-guide/mm/pagemap.rst). */
+const ENTRY = 8;
+/** Bits 63 and 62 of an entry, in its last byte: the page is in memory, or swapped out. */
+const TOUCHED = 0xc0;
+/** Entries that are read at a time. */
+const BATCH = 8192;
+/** Untouched pages that are fewer than this, between touched ones, are read. */
+const GAP = 16;
+
+/** The first run of pages in [offset, end) that were ever touched. */
+function nextTouched(pagemap: number, offset: number, end: number): DataRun | null {
+  const entries = Buffer.alloc(BATCH * ENTRY);
+  const last = Math.ceil(end / PAGE_SIZE);
+  let start = -1;
+  let behind = -1;
+  for (let page = Math.floor(offset / PAGE_SIZE); page < last; page += BATCH) {
+    const count = Math.min(BATCH, last - page);
+    if (readSync(pagemap, entries, 0, count * ENTRY, page * ENTRY) !== count * ENTRY) return { start: offset, end };
+    for (let i = 0; i < count; i++) {
+      if (entries[i * ENTRY + ENTRY - 1]! & TOUCHED) {
+        if (start < 0) start = page + i;
+        behind = page + i + 1;
+      } else if (start >= 0 && page + i - behind >= GAP) return runOf(start, behind, offset, end);
+    }
+  }
+  return start < 0 ? null : runOf(start, behind, offset, end);
+}
+
+function runOf(start: number, behind: number, offset: number, end: number): DataRun {
+  return { start: Math.max(offset, start * PAGE_SIZE), end: Math.min(end, behind * PAGE_SIZE) };
+}
+
+/** The process to read: what the user says, else what is at the other end of the socket. @throws VmcoreError USAGE */
+export function processOf(client: QmpClient, pid: number | undefined): number {
+  const known = pid ?? client.peerPid;
+  if (known !== null) return known;
+  throw new VmcoreError('USAGE', `which process ${client.name} is cannot be told from the connection; say --pid`);
+}

@@ -1,0 +1,211 @@
+/** What the live source does when QEMU does not do as it should, against a QEMU that is none. */
+
+import { closeSync, ftruncateSync, mkdtempSync, openSync, readdirSync, rmSync, writeSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import t, { type Test } from 'tap';
+import { dump } from '../../lib/dump.js';
+import type { Guest } from '../../lib/guest.js';
+import { demoGuest } from '../../lib/sources/demo.js';
+import { openElfCore } from '../../lib/sources/elf-core.js';
+import { openQemu } from '../../lib/sources/qemu-guest.js';
+import type { OpenQemuOptions } from '../../lib/sources/qemu-options.js';
+import { nonZeroRuns } from '../../lib/zeros.js';
+import { hasTool, skipUnless } from '../tools.js';
+import { sameMemory } from '../oracle/compare-kdump.js';
+import { FakeQemu, refusal } from './fake-qemu.js';
+
+t.setTimeout(120_000);
+
+const skip = skipUnless(process.platform === 'linux' && hasTool('mkfifo') ? [] : ['mkfifo']);
+
+/** Opens, dumps and checks what came of it. */
+async function dumped(t: Test, qemu: FakeQemu, options: OpenQemuOptions = {}): Promise<Guest> {
+  const guest = await openQemu(qemu, options);
+  t.equal(qemu.status, 'paused', 'it stands still meanwhile');
+  const folder = mkdtempSync(join(tmpdir(), 'vmcore-fallbacks-'));
+  t.teardown(() => rmSync(folder, { recursive: true }));
+  const file = join(folder, 'vmcore');
+  await dump(guest, {}, { file }).finished;
+  await guest.live!.release();
+  const ours = await openElfCore(file);
+  await sameMemory(t, demoGuest(), ours);
+  t.same(
+    ours.cpus.map(({ rip }) => rip),
+    qemu.guest.cpus.map(({ rip }) => rip),
+  );
+  ours.close();
+  guest.close();
+  return guest;
+}
+
+/** All of the built-in guest's memory in one region, in a file of our choice. */
+function inFile(path: string): ConstructorParameters<typeof FakeQemu>[0] {
+  return {
+    'query-memdev': () => [{ id: 'ram', share: true }],
+    'qom-get': ({ property }) => {
+      if (property === 'mem-path') return path;
+      throw refusal('qom-get', 'no such property');
+    },
+    info: () => 'FlatView #0\n AS "memory", root: system\n  0000000000000000-0000ffffffffffff (prio 0, ram): ram KVM\n',
+  };
+}
+
+/** A memory file of the built-in guest; `change` makes it one of another machine. */
+function memoryFile(t: Test, change: (byte: number) => number = (byte) => byte): string {
+  const { blocks, memory } = demoGuest();
+  const path = join(t.testdir({}), 'ram');
+  const fd = openSync(path, 'w');
+  for (const { base, length } of blocks) {
+    const bytes = Buffer.alloc(length);
+    memory!.read(base, bytes);
+    for (const { start, end } of nonZeroRuns(bytes, 0))
+      writeSync(fd, bytes.subarray(start, end).map(change), 0, end - start, base + start);
+    ftruncateSync(fd, base + length);
+  }
+  closeSync(fd);
+  return path;
+}
+
+const fifosLeft = () => readdirSync(tmpdir()).filter((name) => name.startsWith('vmcore-fifo-'));
+
+t.test('the live source', { skip }, async (t) => {
+  const before = fifosLeft();
+
+  t.test("nothing but QEMU's own dump", async (t) => {
+    const warnings: string[] = [];
+    const qemu = new FakeQemu();
+    const guest = await dumped(t, qemu, { onWarning: (text) => warnings.push(text) });
+    t.equal(guest.live!.report.memoryPath, 'stream');
+    t.match(warnings, [/QEMU's own dump, which is slower: the memory is in no shared file; .*gpa2hva/]);
+    t.equal(qemu.status, 'running');
+  });
+
+  t.test('the file', async (t) => {
+    const qemu = new FakeQemu(inFile(memoryFile(t)));
+    const guest = await dumped(t, qemu);
+    t.match(guest.live!.report, { memoryPath: 'file', warnings: [] });
+  });
+
+  t.test("another machine's file", async (t) => {
+    const path = memoryFile(t, (byte) => byte ^ 1);
+    const qemu = new FakeQemu(inFile(path));
+    const guest = await dumped(t, qemu);
+    t.equal(guest.live!.report.memoryPath, 'stream');
+    const { warnings } = guest.live!.report;
+    t.equal(warnings.length, 3, 'one for each block, and one for what follows from it');
+    t.match(warnings[0], /has other bytes at 0x\w+\+0x1000 of the guest's memory than QEMU/);
+    t.match(warnings[2], /slower/);
+    await t.rejects(openQemu(new FakeQemu(inFile(path)), { memoryPath: 'file' }), {
+      code: 'READ',
+      message: /^--memory-path file cannot be had: .* has other bytes/,
+    });
+  });
+
+  t.test('a file without any data, which is not the one', async (t) => {
+    const path = memoryFile(t, () => 0);
+    const guest = await dumped(t, new FakeQemu(inFile(path)));
+    t.equal(guest.live!.report.memoryPath, 'stream');
+    t.match(guest.live!.report.warnings, [/has no data, and so cannot be told from another file/]);
+  });
+
+  t.test('a file that is too small, and one that is not there', async (t) => {
+    const folder = t.testdir({ small: 'x' });
+    for (const [name, message] of [
+      ['small', /is smaller than the memory/],
+      ['none', /gpa2hva|no file/],
+    ] as const) {
+      const qemu = new FakeQemu(inFile(join(folder, name)));
+      await t.rejects(openQemu(qemu, { memoryPath: 'file' }), { code: 'READ', message });
+      t.equal(qemu.status, 'running', 'it runs again');
+    }
+  });
+
+  t.test('no gpa2hva, no such process, and an address that is none', async (t) => {
+    const old = new FakeQemu();
+    await t.rejects(openQemu(old, { memoryPath: 'proc' }), { message: /gpa2hva: unknown command/ });
+    t.equal(old.status, 'running');
+    const address = { gpa2hva: () => 'Host virtual address for 0x0 (ram) is 0x10000\r\n' };
+    const elsewhere = new FakeQemu(address);
+    await t.rejects(openQemu(elsewhere, { memoryPath: 'proc', pid: 2 ** 30 }), { message: /no such file/ });
+    await t.rejects(openQemu(elsewhere, { memoryPath: 'proc' }), { message: /cannot read \/proc\/[0-9]+\/mem/ });
+    elsewhere.peerPid = null;
+    await t.rejects(openQemu(elsewhere, { memoryPath: 'proc' }), { message: /--pid/ });
+    t.equal(elsewhere.status, 'running');
+  });
+
+  t.test('QEMU refuses to dump', async (t) => {
+    const refuse = () => {
+      throw refusal('dump-guest-memory', 'Dump not allowed during incoming migration.');
+    };
+    for (const memoryPath of ['auto', 'stream'] as const) {
+      const qemu = new FakeQemu({ 'dump-guest-memory': refuse });
+      await t.rejects(openQemu(qemu, { memoryPath }), { message: /incoming migration/ });
+      t.equal(qemu.status, 'running');
+    }
+  });
+
+  t.test('a QEMU that cannot detach', async (t) => {
+    const qemu = new FakeQemu({
+      'dump-guest-memory': ({ detach }) => {
+        if (detach) throw refusal('dump-guest-memory', "Parameter 'detach' is unexpected");
+        return undefined;
+      },
+    });
+    await dumped(t, qemu, { memoryPath: 'stream' });
+    t.equal(qemu.status, 'running');
+  });
+
+  t.test('it cannot be stopped, and cannot be resumed', async (t) => {
+    const stuck = new FakeQemu({
+      stop: () => {
+        throw refusal('stop', 'no');
+      },
+    });
+    await t.rejects(openQemu(stuck), { message: 'QEMU refuses stop: no' });
+    const asleep = new FakeQemu({
+      cont: () => {
+        throw refusal('cont', 'Resetting the Virtual Machine is required');
+      },
+    });
+    const guest = await openQemu(asleep);
+    await t.rejects(guest.live!.release(), { code: 'READ', message: /could not be resumed: .*Resetting/ });
+    guest.close();
+  });
+
+  t.test('somebody else has it run', async (t) => {
+    const qemu = new FakeQemu();
+    const guest = await openQemu(qemu);
+    qemu.emit('RESUME');
+    await guest.live!.release();
+    t.match(guest.live!.report.warnings.at(-1), /somebody else had the guest run/);
+    t.throws(() => guest.chunks(), { code: 'UNSUPPORTED' }, 'and its memory is not what it was');
+    guest.close();
+  });
+
+  t.test('copied first', async (t) => {
+    const qemu = new FakeQemu(inFile(memoryFile(t)));
+    const guest = await openQemu(qemu, { pauseOnlyForCopy: true });
+    t.equal(qemu.status, 'running', 'it runs already');
+    t.ok(guest.live!.report.copiedBytes! > 0);
+    await sameMemory(t, demoGuest(), guest);
+    guest.close();
+    const small = new FakeQemu();
+    await t.rejects(openQemu(small, { pauseOnlyForCopy: true, copyLimit: 4096 }), { code: 'LIMIT' });
+    t.equal(small.status, 'running');
+  });
+
+  t.test('given up while it is opened', async (t) => {
+    const abort = new AbortController();
+    const qemu = new FakeQemu({
+      'query-memdev': () => {
+        abort.abort();
+        return undefined;
+      },
+    });
+    await t.rejects(openQemu(qemu, { signal: abort.signal }), { code: 'ABORTED' });
+    t.equal(qemu.status, 'running');
+  });
+
+  t.teardown(() => t.same(fifosLeft(), before, 'no FIFO is left'));
+});

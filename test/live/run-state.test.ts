@@ -1,0 +1,190 @@
+/** A guest that ran runs again after a dump, and a paused one stays paused, however the dump went. */
+
+import { execFileSync, spawn, spawnSync } from 'node:child_process';
+import { randomUUID } from 'node:crypto';
+import { once } from 'node:events';
+import { chmodSync, closeSync, constants, openSync, readSync } from 'node:fs';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import t, { type Test } from 'tap';
+import { checkFailure, CLI, type CliResult, hasPartial, runCli, runShell, startCli } from '../cli/run-cli.js';
+import { bootLive, launchLive, type LiveGuest, liveQemus } from './live-qemu.js';
+
+t.setTimeout(600_000);
+
+const WAYS = ['file', 'proc', 'stream'] as const;
+const IS_ROOT = process.getuid?.() === 0;
+const canDropRights = IS_ROOT && spawnSync('setpriv', ['--version']).status === 0;
+
+/** What a guest does before a dump; it must do the same after it. */
+const STATES = ['running', 'paused'] as const;
+
+async function setState(live: LiveGuest, state: (typeof STATES)[number]): Promise<void> {
+  await live.qemu.execute(state === 'running' ? 'cont' : 'stop');
+}
+
+/** A FIFO that nobody reads: what is written to it gets stuck until `drain`. */
+class StuckFifo {
+  readonly path: string;
+  readonly #fd: number;
+
+  constructor({ folder }: LiveGuest) {
+    this.path = join(folder, `fifo-${randomUUID()}`);
+    execFileSync('mkfifo', [this.path]);
+    this.#fd = openSync(this.path, constants.O_RDWR | constants.O_NONBLOCK);
+  }
+
+  /** Waits until something is written: from then on the writer is stuck. */
+  async begun(): Promise<void> {
+    for (const byte = Buffer.alloc(1); ; await sleep(10)) {
+      try {
+        readSync(this.#fd, byte);
+        return;
+      } catch (error) {
+        if ((error as NodeJS.ErrnoException).code !== 'EAGAIN') throw error;
+      }
+    }
+  }
+
+  /** Reads and forgets all that comes. */
+  async drain(): Promise<void> {
+    const script = 'exec 3< "$0"; echo open; exec cat <&3 > /dev/null';
+    const reader = spawn('bash', ['-c', script, this.path], { stdio: ['ignore', 'pipe', 'ignore'] });
+    await once(reader.stdout, 'data');
+    closeSync(this.#fd);
+  }
+}
+
+type Failure = (live: LiveGuest, way: string) => Promise<CliResult>;
+
+/** Ways for a dump to go wrong, and what is said. */
+const FAILURES: Readonly<Record<string, { run: Failure; code: number | null; message: RegExp | null }>> = {
+  'a full disk': {
+    run: ({ source }, way) => runCli(['dump', source, '--memory-path', way, '-o', '/dev/full', '--no-progress']),
+    code: 1,
+    message: /no space left on device/,
+  },
+  'a reader that goes away': {
+    run: ({ source, folder }, way) =>
+      runShell(
+        `set -o pipefail; $vmcore dump ${source} --memory-path ${way} -f kdump-zlib -o - | head -c 99999 >/dev/null`,
+        folder,
+      ),
+    code: 1,
+    message: /broken pipe/,
+  },
+  'a copy that does not fit': {
+    run: ({ source }, way) =>
+      runCli(['dump', source, '--memory-path', way, '--pause-only-for-copy', '--copy-limit', '1M', '-o', '/dev/null']),
+    code: 1,
+    message: /does not fit into 1 MiB .*--copy-limit/,
+  },
+  'Ctrl-C': {
+    async run(live, way) {
+      const fifo = new StuckFifo(live);
+      const { child, ended } = startCli(['dump', live.source, '--memory-path', way, '-o', fifo.path]);
+      await fifo.begun();
+      child.kill('SIGINT');
+      return ended;
+    },
+    code: 130,
+    message: null,
+  },
+};
+
+async function checkRunState(t: Test, live: LiveGuest, state: (typeof STATES)[number]): Promise<void> {
+  t.equal(await live.status(), state, `the guest is ${state}`);
+  t.notOk(hasPartial(live.folder), 'nothing half-written is left');
+}
+
+for (const qemu of await liveQemus())
+  t.test(qemu.name, { skip: qemu.skip }, async (t) => {
+    const live = await bootLive(t, qemu);
+    for (const state of STATES)
+      for (const way of WAYS)
+        await t.test(`${state}, by ${way}`, async (t) => {
+          await setState(live, state);
+          const output = join(live.folder, 'vmcore');
+          const dump = ['dump', live.source, '--memory-path', way, '-o', output, '--force', '--json'];
+          for (const more of [[], ['--pause-only-for-copy']]) {
+            const { code, stdout, stderr } = await runCli([...dump, '-f', 'kdump-raw-lzo', ...more]);
+            t.equal(stderr, '');
+            t.equal(code, 0);
+            const summary = JSON.parse(stdout.toString()) as {
+              live: { memoryPath: string; wasRunning: boolean; pausedSeconds: number; copiedBytes?: number };
+            };
+            t.match(summary.live, { memoryPath: way, wasRunning: state === 'running', pausedSeconds: Number });
+            t.equal(summary.live.copiedBytes !== undefined, more.length > 0);
+            await checkRunState(t, live, state);
+          }
+          for (const [title, { run, code, message }] of Object.entries(FAILURES))
+            await t.test(title, async (t) => {
+              const result = await run(live, way);
+              if (message) checkFailure(t, result, code!, message, title);
+              else t.equal(result.code, code, result.stderr);
+              await checkRunState(t, live, state);
+            });
+        });
+
+    await t.test('without the right to read the process', { skip: !canDropRights && 'not root' }, async (t) => {
+      await setState(live, 'running');
+      chmodSync(live.folder, 0o777);
+      chmodSync(live.socket, 0o777);
+      const nobody = ['--reuid', '65534', '--regid', '65534', '--clear-groups', process.execPath, CLI];
+      const run = (...args: string[]) =>
+        spawnSync('setpriv', [...nobody, 'dump', live.source, '--force', ...args], {
+          encoding: 'utf8',
+          env: { PATH: process.env['PATH'] },
+        });
+      const output = join(live.folder, 'vmcore-of-nobody');
+      const auto = run('-o', output, '--json');
+      t.equal(auto.status, 0, auto.stderr);
+      t.match(auto.stderr, /^vmcore: warning: [^\n]*QEMU's own dump, which is slower: [^\n]+\n$/, 'why it is slow');
+      t.equal((JSON.parse(auto.stdout) as { live: { memoryPath: string } }).live.memoryPath, 'stream');
+      for (const way of ['file', 'proc']) {
+        const { status, stderr } = run('-o', output, '--memory-path', way);
+        t.equal(status, 1);
+        t.match(stderr, /^vmcore: --memory-path [^\n]+ cannot be had: [^\n]+\n$/);
+        t.equal(await live.status(), 'running');
+      }
+    });
+
+    await t.test('a socket that another client holds', async (t) => {
+      await setState(live, 'running');
+      const fifo = new StuckFifo(live);
+      const first = startCli(['dump', live.source, '-o', fifo.path]);
+      await fifo.begun();
+      const second = await runCli(['dump', live.source, '-o', join(live.folder, 'second')]);
+      checkFailure(t, second, 1, /does not greet .* another client/, 'the second');
+      first.child.kill('SIGTERM');
+      await first.ended;
+      t.equal(await live.status(), 'running');
+    });
+
+    await t.test('somebody else has the guest run in the middle', async (t) => {
+      await setState(live, 'running');
+      const fifo = new StuckFifo(live);
+      const { ended } = startCli(['dump', live.source, '-o', fifo.path, '--memory-path', 'file']);
+      await fifo.begun();
+      await live.qemu.execute('cont');
+      await fifo.drain();
+      const { code, stderr } = await ended;
+      t.equal(code, 0);
+      t.match(stderr, /warning: somebody else had the guest run/);
+    });
+
+    for (const way of WAYS)
+      await t.test(`QEMU is killed in the middle, ${way}`, async (t) => {
+        // Of a machine that has nothing in its memory file everything has been read at once.
+        const victim = await (way === 'file' ? bootLive : launchLive)(t, qemu);
+        const fifo = new StuckFifo(victim);
+        const { ended } = startCli(['dump', victim.source, '-o', fifo.path, '--memory-path', way]);
+        await fifo.begun();
+        process.kill(victim.qemu.pid, 'SIGKILL');
+        await fifo.drain();
+        const result = await ended;
+        t.equal(result.code, 1);
+        t.match(result.stderr, /^vmcore: [^\n]+\n$/, 'one line');
+        t.match(result.stderr, way === 'file' ? /is written and whole, but .* is gone/ : /is gone|has ended/);
+      });
+  });
