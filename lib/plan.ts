@@ -30,6 +30,8 @@ export const FORMATS = [
 ] as const;
 /** One of FORMATS. */
 export type Format = (typeof FORMATS)[number];
+/** The formats that compress pages. */
+type KdumpFormat = Exclude<Format, 'elf' | 'win-dmp'>;
 
 /** What is to be dumped. */
 export interface DumpRequest {
@@ -115,19 +117,41 @@ const SLABS = 16;
 
 /** Plans a dump. @throws VmcoreError */
 export async function planDump(guest: Guest, request: DumpRequest, context: PlanContext): Promise<Plan> {
+  const { format = 'elf' } = request;
+  if (format === 'elf')
+    return planWithout(guest, request, context, (prepared) => planElfDump(prepared, request, context));
+  if (format === 'win-dmp')
+    return planWithout(guest, request, context, ({ guest }) => planWinDmpDump(guest, request, context));
+  // Threads take a while to start: they do it while the rest is loaded and planned.
+  const encoder = openEncoder(kdumpCodec(format), request);
+  // When it fails while planning fails as well, the first failure is the one to tell.
+  encoder.catch(() => {});
+  try {
+    return await planWithout(guest, request, context, (prepared) =>
+      planKdumpDump(prepared, format, encoder, request, context.signal),
+    );
+  } catch (error) {
+    await encoder.then(
+      (encoder) => encoder.close(),
+      () => {},
+    );
+    throw error;
+  }
+}
+
+/** Decides what is left out, plans the format, and puts the page filter before its stages where there is need of it. */
+async function planWithout(
+  guest: Guest,
+  request: DumpRequest,
+  context: PlanContext,
+  planFormat: (prepared: Prepared) => Promise<FormatPlan>,
+): Promise<Plan> {
   const prepared = await prepare(guest, request, context);
   const { exclusion } = prepared;
-  const plan = await planFormat(prepared, request, context);
+  const plan = await planFormat(prepared);
   if (!exclusion || exclusion.total === 0) return { ...prepared, ...plan };
   const { PageFilter } = await import('./transforms/page-filter.js');
   return { ...prepared, ...plan, stages: [new PageFilter(exclusion, { signal: context.signal }), ...plan.stages] };
-}
-
-function planFormat(prepared: Prepared, request: DumpRequest, context: PlanContext): Promise<FormatPlan> {
-  const { format = 'elf' } = request;
-  if (format === 'elf') return planElfDump(prepared, request, context);
-  if (format === 'win-dmp') return planWinDmpDump(prepared.guest, request, context);
-  return planKdumpDump(prepared, format, request, context.signal);
 }
 
 async function planElfDump(prepared: Prepared, request: DumpRequest, context: PlanContext): Promise<FormatPlan> {
@@ -170,7 +194,8 @@ async function resolve(
 
 async function planKdumpDump(
   prepared: Prepared,
-  format: Exclude<Format, 'elf' | 'win-dmp'>,
+  format: KdumpFormat,
+  encoder: Promise<PageEncoder>,
   request: DumpRequest,
   signal: AbortSignal,
 ): Promise<FormatPlan> {
@@ -185,9 +210,12 @@ async function planKdumpDump(
     import('./transforms/page-compressor.js'),
   ]);
   const seeks = format.startsWith('kdump-raw-');
-  const codec = format.replace(/^kdump-(raw-)?/, '') as KdumpCodec;
-  const layout = planKdump(guest, { codec, range: request.range, exclusion: exclusion ?? undefined });
-  const compressor = new PageCompressor(await openEncoder(codec, request), { signal });
+  const layout = planKdump(guest, {
+    codec: kdumpCodec(format),
+    range: request.range,
+    exclusion: exclusion ?? undefined,
+  });
+  const compressor = new PageCompressor(await encoder, { signal });
   return {
     memoryBytes: layout.memoryBytes,
     pool: compressor.encoder.pool ?? new SlabPool(SLABS),
@@ -238,6 +266,10 @@ async function planWinDmpDump(guest: Guest, request: DumpRequest, context: PlanC
       return { total, data: Math.max(0, total - zero), zero, missing };
     },
   };
+}
+
+function kdumpCodec(format: KdumpFormat): KdumpCodec {
+  return format.replace(/^kdump-(raw-)?/, '') as KdumpCodec;
 }
 
 async function openEncoder(codec: KdumpCodec, { codec: kind, threads, level }: DumpRequest): Promise<PageEncoder> {

@@ -50,6 +50,6 @@ export class Damage {
   warnings(): string[] {
     if (this.#places === 0) return [];
     const more = this.#places > 1 ? ` (and ${this.#places - 1} more)` : '';
-    return [`${this.pages} pages cannot be decided and are kept: ${this.#first}${more}`];
+    return [`the kernel's structures do not hold together: ${this.#first}${more}; pages kept for that: ${this.pages}`];
   }
 }

@@ -77,6 +77,8 @@ class Decision {
   readonly #sections: MemoryMap;
   readonly #freeLists: FreeLists | null;
   readonly #suspicions = { pages: new PageSet(), pieces: new Set<number>() };
+  /** orders of free blocks of which the zones count others than were found, and the blocks in their lists */
+  readonly #miscounted = new Set<number>();
   readonly #listed = new Map<number, PageSet>();
   #knownPieces = 0;
 
@@ -168,12 +170,14 @@ class Decision {
    */
   async #checkFreeBlocks({ freeBlocks }: PageScanner): Promise<boolean> {
     const lists = this.#freeLists;
-    if (!lists || !this.#sections.shared) return false;
+    if (!lists) return false;
     const before = this.#listed.size;
     for (const [order, found] of freeBlocks.entries()) {
-      if (this.#listed.has(order) || lists.count(order) === found) continue;
+      if (this.#miscounted.has(order) || lists.count(order) === found) continue;
+      this.#miscounted.add(order);
       const limit = Math.ceil(this.#pageCount() / 2 ** order);
-      this.#listed.set(order, await lists.blocks(order, this.#sections, limit, this.#options.signal));
+      const { signal } = this.#options;
+      if (this.#sections.shared) this.#listed.set(order, await lists.blocks(order, this.#sections, limit, signal));
     }
     return this.#listed.size > before;
   }
@@ -185,17 +189,16 @@ class Decision {
   #report(exclusion: PageExclusion, scanner: PageScanner, damage: Damage): ExclusionReport {
     const warnings = damage.warnings();
     if (scanner.undecided > 0)
+      warnings.push(`struct pages contradict themselves or the free lists; pages kept for that: ${scanner.undecided}`);
+    if (this.#miscounted.size > 0)
       warnings.push(
-        `${scanner.undecided} pages are described in a way that contradicts itself or the kernel's free lists, and are kept`,
+        `the kernel counts other free blocks than its struct pages show, of order ${[...this.#miscounted].sort((a, b) => a - b).join(', ')}`,
       );
-    const orders = [...this.#listed.keys()].sort((a, b) => a - b);
-    if (orders.length > 0)
-      warnings.push(
-        `the kernel counts other numbers of free blocks than there are, of order ${orders.join(', ')}; only blocks in its free lists are left out`,
-      );
+    if (this.#freeLists === null && this.#layout.freeOrders > 0)
+      warnings.push('free pages are not compared with the free lists, which are not where VMCOREINFO puts them');
     for (const reason of UNASKED) {
       const count = exclusion.count(reason);
-      if (count > 0) warnings.push(`${count} pages are left out because the kernel has marked them as ${reason}`);
+      if (count > 0) warnings.push(`pages left out because the kernel has marked them as ${reason}: ${count}`);
     }
     return { exclusion, undecided: damage.pages + scanner.undecided, warnings };
   }

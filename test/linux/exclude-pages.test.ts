@@ -229,7 +229,7 @@ for (const [name, damage] of Object.entries(SECTION_DAMAGES))
       excluded(report, kernel.pages),
       expected.filter((pfn) => Math.floor(pfn / SECTION) !== 1),
     );
-    t.match(report.warnings[0], /^4096 pages cannot be decided and are kept: mem_section 1/);
+    t.match(report.warnings[0], /mem_section 1 .*kept for that: 4096$/);
   });
 
 t.test('struct pages that are not mapped are refused, or kept', async (t) => {
@@ -331,7 +331,7 @@ t.test('a page whose struct page contradicts itself is kept and counted', async 
       name,
     );
     t.equal(report.undecided, 1, name);
-    t.match(report.warnings[0], /^1 pages? /);
+    t.match(report.warnings[0], /kept for that: 1$/);
   }
 });
 
