@@ -38,12 +38,15 @@ export async function openQemu(client: QmpClient, options: OpenQemuOptions = {})
     options.onWarning?.(text);
   };
   const pause = await Pause.begin(client);
+  let opened: Opened | null = null;
   try {
-    const opened = await openPaused(client, { ...options, onWarning: warn });
+    opened = await openPaused(client, { ...options, onWarning: warn });
     const guest = new QemuGuest(client, pause, opened, { warn, warnings });
     if (options.pauseOnlyForCopy) await guest.copy(options.copyLimit ?? defaultCopyLimit(), options.signal);
     return guest;
   } catch (error) {
+    opened?.guest.close();
+    await opened?.end();
     await releaseAfter(error, pause);
     throw error;
   }
@@ -54,7 +57,7 @@ async function releaseAfter(error: unknown, pause: Pause): Promise<void> {
   try {
     await pause.release();
   } catch (second) {
-    if (!(error instanceof VmcoreError) || !(second instanceof VmcoreError)) throw error;
+    if (second === error || !(error instanceof VmcoreError) || !(second instanceof VmcoreError)) throw error;
     throw new VmcoreError(error.code, `${error.message}; and ${second.message}`, { cause: error });
   }
 }
@@ -115,10 +118,9 @@ async function openAsStream(client: QmpClient): Promise<Opened> {
   }
 }
 
-/** A live machine. What it is made of can be read until it runs on. */
-class QemuGuest implements Guest {
+/** A live machine. Its memory can be read until it runs on. */
+class QemuGuest implements Guest, LiveMachine {
   readonly name: string;
-  readonly live: LiveMachine;
   #inner: Guest;
   #copied: number | null = null;
   #closed = false;
@@ -132,14 +134,10 @@ class QemuGuest implements Guest {
   ) {
     this.name = client.name;
     this.#inner = opened.guest;
-    const release = () => this.#release();
-    const report = () => this.#report();
-    this.live = {
-      release,
-      get report() {
-        return report();
-      },
-    };
+  }
+
+  get live(): LiveMachine {
+    return this;
   }
 
   get arch(): Architecture {
@@ -176,7 +174,7 @@ class QemuGuest implements Guest {
     const { name, arch, cpus, notes } = original;
     this.#inner = new MemoryGuest({ name, arch, cpus, notes, regions: copy.regionsOf(original) });
     this.#copied = copy.bytes;
-    await this.#release();
+    await this.release();
     original.close();
   }
 
@@ -185,12 +183,12 @@ class QemuGuest implements Guest {
     this.#closed = true;
     this.#inner.close();
     // Whoever cares how that goes has called release before.
-    void this.#release()
+    void this.release()
       .catch(() => {})
       .then(() => this.client.close());
   }
 
-  #release(): Promise<void> {
+  release(): Promise<void> {
     this.#released ??= this.#runOn();
     return this.#released;
   }
@@ -205,7 +203,7 @@ class QemuGuest implements Guest {
       );
   }
 
-  #report(): LiveReport {
+  get report(): LiveReport {
     const { pause, opened } = this;
     return {
       memoryPath: mainWay(opened.memory),

@@ -24,8 +24,12 @@ export async function hostAddress(client: QmpClient, paddr: number): Promise<num
   const [, digits] = HOST_ADDRESS.exec(text) ?? [];
   const address = Number(digits);
   if (digits !== undefined && Number.isSafeInteger(address)) return address;
-  throw new QmpCommandError('gpa2hva', 'GenericError', text.trim().split('\n')[0]?.slice(0, PAGE_SIZE) ?? 'nothing');
+  const [line = ''] = text.trim().split('\n');
+  throw new QmpCommandError('gpa2hva', 'GenericError', line.slice(0, LONGEST_LINE));
 }
+
+/** Characters of QEMU's words that are repeated. */
+const LONGEST_LINE = 300;
 
 /** A mapping of a process (proc(5), /proc/pid/maps). */
 export interface ProcessMapping {
@@ -39,7 +43,7 @@ export interface ProcessMapping {
   readonly inode: number;
 }
 
-const MAPPING = /^([0-9a-f]+)-([0-9a-f]+) ..(?:.)([sp]) ([0-9a-f]+) [0-9a-f]+:[0-9a-f]+ ([0-9]+)/;
+const MAPPING = /^([0-9a-f]+)-([0-9a-f]+) ...([sp]) ([0-9a-f]+) [0-9a-f]+:[0-9a-f]+ ([0-9]+)/;
 
 /** The mapping that holds an address; null when there is none. @throws whatever `fs` throws when it may not be read */
 export function mappingAt(pid: number, address: number): ProcessMapping | null {

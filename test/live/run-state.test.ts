@@ -177,6 +177,7 @@ for (const qemu of await liveQemus())
       await t.test(`QEMU is killed in the middle, ${way}`, async (t) => {
         // Of a machine that has nothing in its memory file everything has been read at once.
         const victim = await (way === 'file' ? bootLive : launchLive)(t, qemu);
+        await setState(victim, 'running');
         const fifo = new StuckFifo(victim);
         const { ended } = startCli(['dump', victim.source, '-o', fifo.path, '--memory-path', way]);
         await fifo.begun();

@@ -1,0 +1,53 @@
+/** Page tables in a buffer, which begins with the top one. */
+
+import type { ElfNote } from '../../lib/formats/notes.js';
+import { KernelMemory, type KernelTables } from '../../lib/linux/kernel-memory.js';
+import { MemoryGuest } from '../../lib/sources/memory-guest.js';
+import { PAGE_SIZE } from '../../lib/stage.js';
+import { BufferBacking } from '../guest-fixture.js';
+
+const MIB = 2 ** 20;
+const GIB = 2 ** 30;
+/** Bytes of memory that can be written. */
+export const PAGE_TABLE_MEMORY = 4 * MIB;
+/** P of an entry. */
+export const PRESENT = 1n;
+/** PS of an entry that maps a large page. */
+const LARGE = 0x80n;
+
+/** Tables at the start of memory, grown as pages are mapped. */
+export class PageTables {
+  readonly bytes = new Uint8Array(PAGE_TABLE_MEMORY);
+  readonly #view = new DataView(this.bytes.buffer);
+  #next = PAGE_SIZE;
+
+  constructor(readonly tables: Omit<KernelTables, 'root'>) {}
+
+  /** Maps a page of the size that entries of level `leaf` map. */
+  map(vaddr: bigint, entry: bigint, leaf: number): void {
+    let table = 0;
+    for (let level: number = this.tables.levels; ; level--) {
+      const at = table + 8 * Number((vaddr >> BigInt(9 * level + 3)) & 0x1ffn);
+      if (level === leaf) return this.#view.setBigUint64(at, entry | PRESENT | (leaf > 1 ? LARGE : 0n), true);
+      if (this.#view.getBigUint64(at, true) === 0n) {
+        this.#view.setBigUint64(at, BigInt(this.#next) | PRESENT, true);
+        this.#next += PAGE_SIZE;
+      }
+      table = Number(this.#view.getBigUint64(at, true) & 0xf_ffff_ffff_f000n);
+    }
+  }
+
+  /** The memory: the tables, and more that reads as zeros. */
+  guest(notes: readonly ElfNote[] = []): MemoryGuest {
+    const backing = new BufferBacking(this.bytes);
+    const regions = [
+      { base: 0, length: PAGE_TABLE_MEMORY, backing, offset: 0 },
+      { base: PAGE_TABLE_MEMORY, length: 16 * GIB, backing: null, offset: 0 },
+    ];
+    return new MemoryGuest({ name: 'tables', arch: 'x86_64', regions, cpus: [], notes });
+  }
+
+  get kernel(): KernelMemory {
+    return new KernelMemory(this.guest().memory, { ...this.tables, root: 0 });
+  }
+}
