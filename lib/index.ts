@@ -43,6 +43,7 @@ export {
   type QmpEvent,
   type QmpValue,
 } from './qmp/client.js';
+export { QmpProxy, type QmpProxyOptions } from './qmp/proxy.js';
 export { QmpServer, type QmpServerOptions } from './qmp/server.js';
 export { ExtentSink, type SinkTotals } from './sinks/extent-sink.js';
 export { FdSink, type FdSinkOptions } from './sinks/fd-sink.js';

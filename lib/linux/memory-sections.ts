@@ -24,7 +24,6 @@ const MAX_PHYSMEM_BITS = 46n;
 const MAX_PHYSMEM_BITS_5_LEVEL = 52n;
 /** Bytes of a pointer in the array of roots. */
 const POINTER_SIZE = 8;
-
 /** Sections that are looked at to find out what most of them hold: those of 512 GiB. */
 const SAMPLE = 4096;
 
@@ -57,7 +56,7 @@ interface SectionModel {
 /**
  * The memory model that VMCOREINFO tells of.
  * @param pageSize bytes of struct page
- * @throws VmcoreError UNSUPPORTED when it does not, or tells of FLATMEM or DISCONTIGMEM; BAD_INPUT
+ * @throws VmcoreError UNSUPPORTED when it does not say; BAD_INPUT when it cannot be
  */
 function sectionModel(symbols: KernelSymbols, pageSize: number): SectionModel {
   const { info } = symbols;

@@ -55,7 +55,6 @@ export interface PageLayout {
   readonly lruFlag: BitMask;
   readonly privateFlag: BitMask;
   readonly swapCacheFlag: BitMask;
-  /** before 4.10 there was none; then PG_swapcache is enough */
   readonly swapBackedFlag: BitMask;
   readonly headFlag: BitMask;
   /** no bit since 6.10 */

@@ -130,7 +130,19 @@ for (const qemu of await liveQemus())
       await setState(live, 'running');
       chmodSync(live.folder, 0o777);
       chmodSync(live.socket, 0o777);
-      const nobody = ['--reuid', '65534', '--regid', '65534', '--clear-groups', process.execPath, CLI];
+      // tap has processes load a module that writes where nobody may not.
+      const nobody = [
+        '--reuid',
+        '65534',
+        '--regid',
+        '65534',
+        '--clear-groups',
+        'env',
+        '-u',
+        'NODE_OPTIONS',
+        process.execPath,
+        CLI,
+      ];
       const run = (...args: string[]) =>
         spawnSync('setpriv', [...nobody, 'dump', live.source, '--force', ...args], {
           encoding: 'utf8',
