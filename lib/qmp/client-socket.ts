@@ -4,39 +4,36 @@
  */
 
 import type { Socket } from 'node:net';
-import { endianness, constants as os } from 'node:os';
+import { constants as os } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { VmcoreError } from '../errors.js';
-import { type Libc, libc } from '../libc.js';
+import type { Libc } from '../libc.js';
+import {
+  CMSG_ALIGN,
+  CMSG_DATA,
+  CMSG_LEVEL,
+  CMSG_TYPE,
+  IOVEC_BYTES,
+  IOVEC_LENGTH,
+  MSGHDR_BYTES,
+  MSGHDR_CONTROL,
+  MSGHDR_CONTROL_LENGTH,
+  MSGHDR_IOV,
+  MSGHDR_IOV_COUNT,
+  MSG_DONTWAIT,
+  SCM_RIGHTS,
+  SOL_SOCKET,
+  socketLibc,
+} from './socket-message.js';
 
-// Of Linux's headers, for 64-bit machines.
-const MSGHDR_BYTES = 56;
-const MSGHDR_IOV = 16;
-const MSGHDR_IOV_COUNT = 24;
-const MSGHDR_CONTROL = 32;
-const MSGHDR_CONTROL_LENGTH = 40;
-const IOVEC_BYTES = 16;
-const IOVEC_LENGTH = 8;
-const CMSG_LEVEL = 8;
-const CMSG_TYPE = 12;
-const CMSG_DATA = 16;
-const CMSG_ALIGN = 8;
-const SOL_SOCKET = 1;
-const SCM_RIGHTS = 1;
+// Of Linux's headers.
 const SO_PEERCRED = 17;
-const MSG_DONTWAIT = 0x40;
 const MSG_NOSIGNAL = 0x4000;
 /** struct ucred: pid, uid and gid, 32 bits each */
 const UCRED_BYTES = 12;
 
 /** How long to wait before trying again when the socket is full, in milliseconds. */
 const STEP = 5;
-
-/** The C library, where the structures above are those of the machine; null where not. */
-function knownLibc(): Libc | null {
-  const isKnown = ['x64', 'arm64', 'riscv64', 'loong64'].includes(process.arch) && endianness() === 'LE';
-  return isKnown ? libc() : null;
-}
 
 /** The number behind a UNIX socket. Node keeps it to itself, but has always had it. Null for TCP. */
 function descriptorOf(socket: Socket): number | null {
@@ -47,12 +44,12 @@ function descriptorOf(socket: Socket): number | null {
 
 /** Whether descriptors can be passed over a socket. */
 export function canSendDescriptors(socket: Socket): boolean {
-  return knownLibc() !== null && descriptorOf(socket) !== null;
+  return socketLibc() !== null && descriptorOf(socket) !== null;
 }
 
 /** The process that listens at the other end of a UNIX socket; null when the system cannot tell. */
 export function peerPid(socket: Socket): number | null {
-  const c = knownLibc();
+  const c = socketLibc();
   const fd = descriptorOf(socket);
   if (!c || fd === null) return null;
   const credentials = Buffer.alloc(UCRED_BYTES);
@@ -68,7 +65,7 @@ export function peerPid(socket: Socket): number | null {
  * @throws VmcoreError WRITE
  */
 export async function sendWithDescriptors(socket: Socket, text: string, fds: readonly number[]): Promise<void> {
-  const c = knownLibc();
+  const c = socketLibc();
   const fd = descriptorOf(socket);
   if (!c || fd === null) throw new VmcoreError('UNSUPPORTED', 'descriptors cannot be passed over this socket');
   const data = Buffer.from(text);

@@ -8,8 +8,25 @@
  */
 
 import { closeSync } from 'node:fs';
-import { endianness, constants as os } from 'node:os';
-import { type Libc, libc } from '../libc.js';
+import { constants as os } from 'node:os';
+import type { Libc } from '../libc.js';
+import {
+  CMSG_ALIGN,
+  CMSG_DATA,
+  CMSG_LEVEL,
+  CMSG_TYPE,
+  IOVEC_BYTES,
+  IOVEC_LENGTH,
+  MSGHDR_BYTES,
+  MSGHDR_CONTROL,
+  MSGHDR_CONTROL_LENGTH,
+  MSGHDR_IOV,
+  MSGHDR_IOV_COUNT,
+  MSG_DONTWAIT,
+  SCM_RIGHTS,
+  SOL_SOCKET,
+  socketLibc,
+} from './socket-message.js';
 
 /** What one read gave. */
 export interface Received {
@@ -24,22 +41,8 @@ const READ_BYTES = 64 << 10;
 /** Most descriptors that the kernel passes at once (SCM_MAX_FD). */
 const MAX_PASSED = 253;
 
-// Of Linux's headers, for 64-bit machines.
-const MSGHDR_BYTES = 56;
-const MSGHDR_IOV = 16;
-const MSGHDR_IOV_COUNT = 24;
-const MSGHDR_CONTROL = 32;
-const MSGHDR_CONTROL_LENGTH = 40;
-const IOVEC_BYTES = 16;
-const IOVEC_LENGTH = 8;
-const CMSG_LEVEL = 8;
-const CMSG_TYPE = 12;
-const CMSG_DATA = 16;
-const CMSG_ALIGN = 8;
+// Of Linux's headers.
 const CONTROL_BYTES = CMSG_DATA + 4 * MAX_PASSED + 4;
-const SOL_SOCKET = 1;
-const SCM_RIGHTS = 1;
-const MSG_DONTWAIT = 0x40;
 const MSG_CMSG_CLOEXEC = 0x40000000;
 const EPOLL_CTL_ADD = 1;
 const EPOLL_CTL_DEL = 2;
@@ -52,15 +55,9 @@ const LONGEST_WAIT = 500;
 /** More than a `struct epoll_event` is anywhere. */
 const EPOLL_EVENT_BYTES = 16;
 
-/** The C library, where descriptors can be received; null where not. */
-function receivingLibc(): Libc | null {
-  const isKnown = ['x64', 'arm64', 'riscv64', 'loong64'].includes(process.arch) && endianness() === 'LE';
-  return isKnown ? libc() : null;
-}
-
 /** Whether descriptors can be received here. */
 export function canReceiveDescriptors(): boolean {
-  return receivingLibc() !== null;
+  return socketLibc() !== null;
 }
 
 /** Waits for sockets, all of them in one thread. */
@@ -146,7 +143,7 @@ export class DescriptorReader {
     private readonly fd: number,
     private readonly isClosed: () => boolean,
   ) {
-    const library = receivingLibc();
+    const library = socketLibc();
     if (!library) throw new Error('descriptors cannot be received here');
     this.#libc = library;
     readiness ??= new Readiness(library);
