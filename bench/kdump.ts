@@ -15,7 +15,7 @@ import { bestOf, heading, type Measurement, measure, measureProcess, row } from 
 const CLI = new URL('../cli/cli.js', import.meta.url).pathname;
 const MIB = 1 << 20;
 const GIB = 2 ** 30;
-const RUNS = 3;
+const RUNS = 5;
 
 interface Result {
   readonly measurement: Measurement;
@@ -60,6 +60,7 @@ try {
     const denserZlib = await ours('kdump-raw-zlib', '--level', '2');
     const lzo = await ours('kdump-raw-lzo');
     const snappy = await ours('kdump-raw-snappy');
+    const smallerLzo = await ours('kdump-raw-lzo', '--level', '2');
     const oneThread = await ours('kdump-raw-zlib', '--threads', '1');
     const mdZlib = await makedumpfile('-c');
     const mdLzo = await makedumpfile('-l');
@@ -85,6 +86,7 @@ try {
     console.log(`\n${heading('makedumpfile')}   size`);
     line('makedumpfile -l -d 1', mdLzo);
     line('vmcore, kdump-raw-lzo (aim 0.40)', lzo, mdLzo);
+    line('vmcore, kdump-raw-lzo, --level 2', smallerLzo, mdLzo);
     line('vmcore, kdump-raw-snappy', snappy, mdLzo);
     console.log(`\nshare of two cores that was not compressing, from opening the source to the last byte`);
     for (const share of shares) console.log(`  ${share}`);

@@ -32,6 +32,7 @@ import {
   MAX_ENCODED_PAGE,
   OUTPUT_SLACK,
   SCRATCH_BYTES,
+  SIZE_BYTES,
   TABLE_ENTRY_BYTES,
 } from '../lib/kernel/kernel.js';
 import { PAGE_SIZE } from '../lib/stage.js';
@@ -85,7 +86,16 @@ function batchEncoder({ module, memory, places }: Omit<ThreadData, 'next'>) {
   return ({ codec, level }: Variant, batch: number): number => {
     const first = batch * BATCH_PAGES;
     const size = Math.min(BATCH_PAGES, count - first);
-    return kernel.encodeBatch(codec, pages + first * PAGE_SIZE, size, out, table, scratch, level);
+    return kernel.encodeBatch(
+      codec,
+      pages + first * PAGE_SIZE,
+      size,
+      out,
+      table,
+      table + SIZE_BYTES * size,
+      scratch,
+      level,
+    );
   };
 }
 

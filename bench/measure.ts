@@ -14,9 +14,17 @@ export interface Measurement {
   readonly peakMiB: number;
 }
 
+/** The environment without what it has Node load at its start (certificates, modules): that is no part of a dump. */
+function plainEnvironment(): NodeJS.ProcessEnv {
+  return Object.fromEntries(Object.entries(process.env).filter(([name]) => !name.startsWith('NODE_')));
+}
+
 /** Runs a command under GNU time and measures it. */
 export async function measure(command: readonly string[]): Promise<Measurement> {
-  const child = spawn('/usr/bin/time', ['-f', '%e %U %S %M', ...command], { stdio: ['ignore', 'ignore', 'pipe'] });
+  const child = spawn('/usr/bin/time', ['-f', '%e %U %S %M', ...command], {
+    stdio: ['ignore', 'ignore', 'pipe'],
+    env: plainEnvironment(),
+  });
   let text = '';
   child.stderr.on('data', (data) => {
     text += data;

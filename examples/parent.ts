@@ -11,7 +11,7 @@ import { open } from 'node:fs/promises';
 import { text } from 'node:stream/consumers';
 
 const target = await open(process.argv[2] ?? 'parent.vmcore', 'w', 0o600);
-const cli = new URL('../lib/cli.js', import.meta.url).pathname;
+const cli = new URL('../cli/cli.js', import.meta.url).pathname;
 const child = spawn(process.execPath, [cli, 'dump', 'demo:64M', '--fd', '3', '--json'], {
   stdio: ['ignore', 'pipe', 'inherit', target.fd],
 });

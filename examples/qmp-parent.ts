@@ -19,7 +19,7 @@ interface Message {
 }
 
 const target = await open(process.argv[2] ?? 'qmp-parent.vmcore', 'w', 0o600);
-const cli = new URL('../lib/cli.js', import.meta.url).pathname;
+const cli = new URL('../cli/cli.js', import.meta.url).pathname;
 const child = spawn(process.execPath, [cli, 'qmp', 'demo:256M', '--listen', 'stdio', '--add-fd', 'dump=3'], {
   stdio: ['pipe', 'pipe', 'inherit', target.fd],
 });

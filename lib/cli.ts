@@ -1,9 +1,13 @@
-#!/usr/bin/env node
 /** The command line: parses, calls lib/dump.ts and its peers, reports. Exit codes: 0, 1 failed, 2 usage, 130 Ctrl-C. */
 
+import { createRequire } from 'node:module';
+import type { Worker } from 'node:worker_threads';
 import yargs, { type Argv } from 'yargs';
 import { hideBin } from 'yargs/helpers';
+import { useStartedWorkers } from './codecs/kernel-workers.js';
 import { errnoOf, ioError, messageOf, VmcoreError } from './errors.js';
+
+const { version: VERSION } = createRequire(import.meta.url)('../../package.json') as { version: string };
 
 const EXIT_FAILED = 1;
 const EXIT_USAGE = 2;
@@ -55,7 +59,7 @@ function configure(parser: Argv, name: string): Argv {
     .strict()
     .help()
     .alias('help', 'h')
-    .version()
+    .version(VERSION)
     .wrap(Math.min(100, process.stdout.columns ?? 100))
     .exitProcess(false)
     .fail((message, error) => {
@@ -96,8 +100,15 @@ async function parse(args: readonly string[]): Promise<void> {
   await parser.parseAsync();
 }
 
-try {
-  await parse(hideBin(process.argv));
-} catch (error) {
-  failure(error);
+/**
+ * Runs the command line of the process.
+ * @param workers compressor threads that were started ahead
+ */
+export async function main(workers: readonly Worker[] = []): Promise<void> {
+  useStartedWorkers(workers);
+  try {
+    await parse(hideBin(process.argv));
+  } catch (error) {
+    failure(error);
+  }
 }

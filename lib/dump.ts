@@ -109,8 +109,9 @@ export class DumpJob extends EventEmitter<{ progress: [Progress]; warning: [stri
     const report = () => this.emit('progress', this.progress);
     sink.on('progress' as 'drain', report);
     try {
-      const chunks = plan.chunks?.() ?? guest.chunks({ pool, range, skip: exclusion ?? undefined });
-      chunks.once('end', () => this.emit('read'));
+      const skip = exclusion ?? undefined;
+      const chunks = plan.chunks?.() ?? guest.chunks({ pool, range, skip, unread: plan.reader !== undefined });
+      (plan.reader ?? chunks).once('end', () => this.emit('read'));
       await pipelinePromise(chunks, tally, ...plan.stages, sink);
     } finally {
       sink.off('progress' as 'drain', report);

@@ -100,6 +100,11 @@ export interface ChunkOptions {
    * without data. Others come as they are
    */
   readonly skip?: PageExclusion | undefined;
+  /**
+   * whole pages may come as chunks that say where the bytes are (`unread`), from a source that has them in a file. What
+   * reads them has to be done before the guest is closed or runs on
+   */
+  readonly unread?: boolean | undefined;
 }
 
 /** One machine at one instant. */

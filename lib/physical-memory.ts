@@ -24,6 +24,13 @@ export interface DataRun {
   readonly end: number;
 }
 
+/** A place in an open file. */
+export interface FilePlace {
+  readonly fd: number;
+  /** in bytes */
+  readonly offset: number;
+}
+
 /** Where bytes of memory come from: a file, a buffer, a decompressor. */
 export interface Backing {
   /** what to call it in messages: a path */
@@ -37,6 +44,8 @@ export interface Backing {
    * A backing that cannot tell omits the method.
    */
   nextData?(offset: number, end: number): DataRun | null;
+  /** Where bytes are in a file that has them as they are; a backing without such a file omits the method. */
+  locate?(offset: number): FilePlace;
   /** Releases what the backing holds. */
   close(): void;
 }

@@ -49,7 +49,7 @@ export interface DumpRequest {
   readonly codec?: 'fast' | 'portable' | undefined;
   /** kdump: threads that compress; as many as the machine has by default. The bytes do not depend on it */
   readonly threads?: number | undefined;
-  /** kdump-zlib: 1, the default, is fast, more is smaller */
+  /** kdump: 1, the default, is fast, 2 is smaller; zlib goes on to 9 */
   readonly level?: number | undefined;
   /** win-dmp: look for KDBG in a guest without a dump header of its driver's; true by default */
   readonly findKdbg?: boolean | undefined;
@@ -102,6 +102,8 @@ interface FormatPlan {
   chunks?(): Source<Chunk>;
   /** from chunks to extents */
   readonly stages: readonly Duplex[];
+  /** the stage that reads the memory, where the source need only say where it is */
+  readonly reader?: Duplex;
   /** the vmcore goes backwards: its sink has to seek */
   readonly seeks: boolean;
   /** elf: number of PT_LOADs */
@@ -225,6 +227,8 @@ async function planKdumpDump(
       new KdumpFramer(layout, { signal }),
       ...(seeks ? [] : [new Flattener({ signal })]),
     ],
+    // What is to be blanked has to be read before.
+    ...(compressor.encoder.readsFiles && !exclusion?.total ? { reader: compressor } : {}),
     seeks,
     pages() {
       const { zero, stored, compressed } = compressor.counts;

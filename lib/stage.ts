@@ -27,10 +27,21 @@ export interface Chunk {
    * lent to whoever has the chunk, who may write to them; without it they may be somebody's own
    */
   readonly data?: Uint8Array | undefined;
+  /** where the bytes are, instead of `data`: for whoever asked for chunks that are not read yet, and for nobody else */
+  readonly unread?: UnreadBytes | undefined;
   /** bytes of guest memory that the chunk stands for, where they are not `length`: padded to whole pages it has more */
   readonly memory?: number | undefined;
   /** gives the bytes back to their pool; call it once, when they are needed no more */
   readonly release?: (() => void) | undefined;
+}
+
+/** Bytes of guest memory that are still in a file: any thread of the process may read them with pread(2). */
+export interface UnreadBytes {
+  readonly fd: number;
+  /** offset of the first byte in the file */
+  readonly offset: number;
+  /** Reads them all, or tells why that does not work. @throws VmcoreError READ, TRUNCATED */
+  read(into: Uint8Array): Promise<void>;
 }
 
 /** Bytes that belong at an offset of the vmcore. */
@@ -81,8 +92,7 @@ export interface Progress {
   readonly total: number;
 }
 
-/** Size of an x86 page and of everything that is counted in pages, in bytes. */
-export const PAGE_SIZE = 4096;
+export { PAGE_SIZE } from './page-size.js';
 
 /** What a stage buffers before it pushes back, in bytes of memory that is pinned. */
 const STAGE_BUFFER_BYTES = 4 << 20;

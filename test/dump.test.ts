@@ -1,7 +1,7 @@
 /** `dump()` and the stages as a program uses them. */
 
 import { once } from 'node:events';
-import { closeSync, createWriteStream, openSync, readdirSync, readFileSync, statSync } from 'node:fs';
+import { closeSync, createWriteStream, openSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Writable as NodeWritable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
@@ -23,6 +23,7 @@ import {
   nodeStream,
   openElfCore,
   openElfStream,
+  openRawMemory,
   type Progress,
   planElf,
   RangeFilter,
@@ -109,6 +110,27 @@ t.test('progress is what the sink has taken: one that waits holds it, and the so
   open();
   await job.finished;
   t.equal(job.progress.completed, 40 * MIB);
+});
+
+t.test('a machine may run on when its memory has been read, not when it is known where it is', async (t) => {
+  const file = join(t.testdir({}), 'memory');
+  writeFileSync(file, Buffer.alloc(40 * MIB, 'memory '));
+  const guest = openRawMemory(file);
+  t.teardown(() => guest.close());
+  let open = () => {};
+  const gate = new Promise<void>((resolve) => {
+    open = resolve;
+  });
+  const job = dump(guest, { format: 'kdump-raw-lzo' }, new MemorySink(() => gate));
+  let isRead = false;
+  job.on('read', () => {
+    isRead = true;
+  });
+  await sleep(200);
+  t.notOk(isRead, 'the sink waits, and so does most of the memory');
+  open();
+  await job.finished;
+  t.ok(isRead);
 });
 
 t.test('the total is the range', async (t) => {

@@ -8,7 +8,7 @@ import { existsSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 
 /** The command line, as it is built. */
-export const CLI = fileURLToPath(new URL('../lib/cli.js', import.meta.url));
+export const CLI = fileURLToPath(new URL('../cli/cli.js', import.meta.url));
 
 /** The system's python3, which has the modules of the system's packages; another one may come first in the path. */
 export const PYTHON = existsSync('/usr/bin/python3') ? '/usr/bin/python3' : 'python3';

@@ -75,7 +75,10 @@ export function builder(yargs: Argv): Argv {
       choices: ['fast', 'portable'] as const,
       describe: 'kdump: WebAssembly in threads, or plain JavaScript in one',
     })
-    .option('level', { type: 'number', describe: 'kdump-zlib: 1 is fast, more is smaller' })
+    .option('level', {
+      type: 'number',
+      describe: 'kdump: 1 is fast (the default), 2 is smaller; zlib knows higher ones',
+    })
     .option('dump-level', {
       alias: 'd',
       type: 'number',

@@ -3,11 +3,11 @@
  *
  *   memory: | input slabs (the source reads into them) | output slots: encodings, then the table | scratch a worker |
  *
- * The source's slabs are in the memory that the kernel works on, and what the kernel writes is what the sink gets: no
- * byte is copied between threads, only addresses go to and fro. Chunks whose bytes are elsewhere are copied in.
+ * Chunks that are still in a file are best: the workers read them, a piece at a time, and what a core has just read it
+ * has in its cache. Of other sources the slabs are in the memory that the kernel works on; what is elsewhere is copied
+ * in. What the kernel writes is what the sink gets: between threads only addresses go to and fro.
  */
 
-import { availableParallelism } from 'node:os';
 import { VmcoreError } from '../errors.js';
 import {
   compileKernel,
@@ -16,35 +16,38 @@ import {
   MAX_ENCODED_PAGE,
   OUTPUT_SLACK,
   SCRATCH_BYTES,
+  SIZE_BYTES,
   TABLE_ENTRY_BYTES,
 } from '../kernel/kernel.js';
-import { SLAB_BYTES, type Slab, SlabPool } from '../slab-pool.js';
-import { type Chunk, PAGE_SIZE, type PageBatch } from '../stage.js';
-import { type KernelResult, KernelThread } from './kernel-thread.js';
-import type { PageCodecName, PageEncoder } from './page-encoder.js';
+import type { FilePlace } from '../physical-memory.js';
+import { type Slab, SlabPool } from '../slab-pool.js';
+import { type Chunk, PAGE_SIZE, type PageBatch, type UnreadBytes } from '../stage.js';
+import { type KernelJob, KernelThread, READ_PAGES } from './kernel-thread.js';
+import { defaultThreads, MAX_THREADS } from './kernel-workers.js';
+import type { EncodableChunk, PageCodecName, PageEncoder } from './page-encoder.js';
 
-/** Pages of a batch: a slab full. */
-const BATCH_PAGES = SLAB_BYTES / PAGE_SIZE;
+/** Bytes of memory in a batch: what threads and stages have to say to each other for one takes as long as 1 MiB does. */
+const BATCH_BYTES = 4 << 20;
+const BATCH_PAGES = BATCH_BYTES / PAGE_SIZE;
 /** Chunks that a worker has at a time: the next one is there when it is done with one. */
 const CHUNKS_PER_THREAD = 2;
 /** Input slabs beside those under way: being read, or on their way through stages. */
-const SPARE_INPUTS = 8;
+const SPARE_INPUTS = 4;
 /** Output slots beside those under way: on their way to the sink. */
-const SPARE_OUTPUTS = 5;
+const SPARE_OUTPUTS = 3;
 /** Chunks from elsewhere that are copied in at a time. */
 const STAGING_SLABS = 2;
-/** More threads than this would only wait for memory. */
-const MAX_THREADS = 32;
 
 const WASM_PAGE = 65_536;
 const OUTPUT_BYTES = BATCH_PAGES * MAX_ENCODED_PAGE + OUTPUT_SLACK;
 const TABLE_BYTES = BATCH_PAGES * TABLE_ENTRY_BYTES;
+const READ_BYTES = READ_PAGES * PAGE_SIZE + INPUT_SLACK;
 
 /** How the kernel is to encode. */
 export interface KernelOptions {
   /** worker threads; as many as the machine has by default */
   readonly threads?: number | undefined;
-  /** zlib: 1 is fast, 2 is smaller */
+  /** 1 is fast, 2 is smaller; zlib knows higher ones */
   readonly level?: number | undefined;
 }
 
@@ -68,6 +71,7 @@ class Arena {
 export class KernelEncoder implements PageEncoder {
   readonly concurrency: number;
   readonly pool: SlabPool;
+  readonly readsFiles = true;
   busySeconds = 0;
   readonly #memory: WebAssembly.Memory;
   readonly #staging: SlabPool;
@@ -75,7 +79,7 @@ export class KernelEncoder implements PageEncoder {
   readonly #threads: KernelThread[];
 
   private constructor(codec: PageCodecName, module: WebAssembly.Module, { threads, level }: KernelOptions) {
-    const count = Math.min(threads ?? availableParallelism(), MAX_THREADS);
+    const count = Math.min(threads ?? defaultThreads(), MAX_THREADS);
     this.concurrency = CHUNKS_PER_THREAD * count;
     const inputs = this.concurrency + SPARE_INPUTS;
     // As many as can be under way and unclaimed, or the oldest would wait for a slot that only younger ones have.
@@ -83,21 +87,20 @@ export class KernelEncoder implements PageEncoder {
 
     const arena = new Arena();
     const addresses = (number: number, bytes: number) => Array.from({ length: number }, () => arena.take(bytes));
-    const inputAt = addresses(inputs, SLAB_BYTES);
-    const stagingAt = addresses(STAGING_SLABS, SLAB_BYTES);
+    const inputAt = addresses(inputs, BATCH_BYTES);
+    const stagingAt = addresses(STAGING_SLABS, BATCH_BYTES);
     arena.take(INPUT_SLACK);
     const outputAt = addresses(outputs, OUTPUT_BYTES + TABLE_BYTES);
     const scratchAt = addresses(count, SCRATCH_BYTES);
+    const readAt = addresses(count, READ_BYTES);
     const pages = Math.ceil(arena.end / WASM_PAGE);
     this.#memory = new WebAssembly.Memory({ initial: pages, maximum: pages, shared: true });
 
-    this.pool = this.#poolAt(inputAt, SLAB_BYTES);
-    this.#staging = this.#poolAt(stagingAt, SLAB_BYTES);
+    this.pool = this.#poolAt(inputAt, BATCH_BYTES);
+    this.#staging = this.#poolAt(stagingAt, BATCH_BYTES);
     this.#outputs = this.#poolAt(outputAt, OUTPUT_BYTES + TABLE_BYTES);
-    this.#threads = scratchAt.map(
-      (scratch) =>
-        new KernelThread({ module, memory: this.#memory, codec: KERNEL_CODECS[codec], level: level ?? 1, scratch }),
-    );
+    const common = { module, memory: this.#memory, codec: KERNEL_CODECS[codec], level: level ?? 1 };
+    this.#threads = scratchAt.map((scratch, i) => new KernelThread({ ...common, scratch, input: readAt[i]! }));
   }
 
   /** @throws VmcoreError UNSUPPORTED when WebAssembly threads are not to be had: the portable codec does without */
@@ -115,30 +118,30 @@ export class KernelEncoder implements PageEncoder {
     }
   }
 
-  async encode(chunk: Chunk & { readonly data: Uint8Array }): Promise<PageBatch> {
+  async encode(chunk: EncodableChunk): Promise<PageBatch> {
     const { paddr, length, memory = length } = chunk;
+    if (length > BATCH_BYTES)
+      throw new VmcoreError('USAGE', `a chunk of ${length} bytes is larger than a batch of ${BATCH_BYTES}`);
     const count = length / PAGE_SIZE;
-    const input = await this.#place(chunk);
+    const input = chunk.data ? await this.#place(chunk, chunk.data) : null;
     const output = await this.#outputs.take();
-    const out = output.bytes.byteOffset;
-    const table = out + OUTPUT_BYTES;
-    let result: KernelResult;
+    const release = () => this.#outputs.give(output);
     try {
-      result = await this.#leastBusy().encode({ pages: input.address, count, out, table });
+      const bytes = input
+        ? await this.#run(input.address, count, output)
+        : await this.#runUnread(chunk.unread!, count, output);
+      if (bytes > 0) {
+        const table = this.#readTable(output.bytes.byteOffset + OUTPUT_BYTES, count);
+        return { paddr, count, ...table, data: output.bytes.subarray(0, bytes), memory, release };
+      }
     } catch (error) {
-      this.#outputs.give(output);
+      release();
       throw error;
     } finally {
-      input.release();
+      input?.release();
     }
-    this.busySeconds += result.milliseconds / 1000;
-    const { bytes } = result;
-    const release = () => this.#outputs.give(output);
-    if (bytes === 0) {
-      release();
-      return { paddr, count, memory };
-    }
-    return { paddr, count, ...this.#readTable(table, count), data: output.bytes.subarray(0, bytes), memory, release };
+    release();
+    return { paddr, count, memory };
   }
 
   async close(): Promise<void> {
@@ -151,14 +154,37 @@ export class KernelEncoder implements PageEncoder {
     return new SlabPool(addresses.length, bytes, allocate);
   }
 
+  /** Has a thread encode pages. @returns bytes of their encodings; null when they are in a file that did not give them */
+  async #run(pages: number, count: number, output: Slab): Promise<number>;
+  async #run(pages: FilePlace, count: number, output: Slab): Promise<number | null>;
+  async #run(pages: KernelJob['pages'], count: number, { bytes: { byteOffset: out } }: Slab): Promise<number | null> {
+    const sizes = out + OUTPUT_BYTES;
+    const job = { pages, count, out, sizes, kinds: sizes + count * SIZE_BYTES };
+    const { bytes, milliseconds } = await this.#leastBusy().encode(job);
+    this.busySeconds += milliseconds / 1000;
+    return bytes;
+  }
+
+  /** Has a thread read and encode pages; where it cannot, they are read here, to do better or to say why. */
+  async #runUnread(unread: UnreadBytes, count: number, output: Slab): Promise<number> {
+    const { fd, offset } = unread;
+    const size = await this.#run({ fd, offset }, count, output);
+    if (size !== null) return size;
+    const slab = await this.#staging.take();
+    try {
+      await unread.read(slab.bytes.subarray(0, count * PAGE_SIZE));
+      return await this.#run(slab.bytes.byteOffset, count, output);
+    } finally {
+      this.#staging.give(slab);
+    }
+  }
+
   /** The address of a chunk's bytes; they are copied into the kernel's memory when they are not in it. */
-  async #place(chunk: Chunk & { readonly data: Uint8Array }): Promise<{ address: number; release(): void }> {
+  async #place(chunk: Chunk, data: Uint8Array): Promise<{ address: number; release(): void }> {
     const release = () => chunk.release?.();
-    if (chunk.data.buffer === this.#memory.buffer) return { address: chunk.data.byteOffset, release };
-    if (chunk.length > SLAB_BYTES)
-      throw new VmcoreError('USAGE', `a chunk of ${chunk.length} bytes is larger than a slab of ${SLAB_BYTES}`);
-    const slab: Slab = await this.#staging.take();
-    slab.bytes.set(chunk.data);
+    if (data.buffer === this.#memory.buffer) return { address: data.byteOffset, release };
+    const slab = await this.#staging.take();
+    slab.bytes.set(data);
     release();
     return { address: slab.bytes.byteOffset, release: () => this.#staging.give(slab) };
   }
@@ -170,6 +196,9 @@ export class KernelEncoder implements PageEncoder {
   /** The table as views: sizes, u16 each, then kinds, u8 each. Valid until the slot is given back. */
   #readTable(table: number, count: number): { kinds: Uint8Array; sizes: Uint16Array } {
     const { buffer } = this.#memory;
-    return { sizes: new Uint16Array(buffer, table, count), kinds: new Uint8Array(buffer, table + 2 * count, count) };
+    return {
+      sizes: new Uint16Array(buffer, table, count),
+      kinds: new Uint8Array(buffer, table + count * SIZE_BYTES, count),
+    };
   }
 }

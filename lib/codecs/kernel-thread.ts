@@ -1,9 +1,11 @@
 /** One worker thread that runs the page kernel; jobs are addresses in the shared memory. */
 
-import { Worker } from 'node:worker_threads';
+import type { Worker } from 'node:worker_threads';
 import { VmcoreError } from '../errors.js';
+import type { FilePlace } from '../physical-memory.js';
+import { takeKernelWorker } from './kernel-workers.js';
 
-/** What a thread starts with; it becomes the worker's `workerData`. */
+/** What a thread starts with: the first message that it gets. */
 export interface KernelThreadData {
   readonly module: WebAssembly.Module;
   readonly memory: WebAssembly.Memory;
@@ -12,22 +14,32 @@ export interface KernelThreadData {
   readonly level: number;
   /** address of the thread's scratch memory */
   readonly scratch: number;
+  /** address of room for READ_PAGES pages that the thread reads itself */
+  readonly input: number;
 }
+
+/**
+ * Pages that a thread reads and encodes at a time: they are still in its core's cache when the kernel comes to them, and
+ * a system call for each such piece takes next to no time.
+ */
+export const READ_PAGES = 128;
 
 /** A batch: addresses in the shared memory. */
 export interface KernelJob {
-  readonly pages: number;
+  /** the pages: an address, or where they are in a file */
+  readonly pages: number | FilePlace;
   /** number of pages */
   readonly count: number;
   readonly out: number;
-  readonly table: number;
+  readonly sizes: number;
+  readonly kinds: number;
 }
 
 /** What became of a batch. */
 export interface KernelResult {
-  /** bytes of all encodings */
-  readonly bytes: number;
-  /** how long it took */
+  /** bytes of all encodings; null when the file did not give its bytes */
+  readonly bytes: number | null;
+  /** how long the kernel took */
   readonly milliseconds: number;
 }
 
@@ -42,9 +54,10 @@ export class KernelThread {
   readonly #pending: Pending[] = [];
   #failure: VmcoreError | null = null;
 
-  constructor(workerData: KernelThreadData) {
-    // Loaders that the process was started with are no business of a thread that runs one file of ours.
-    this.#worker = new Worker(new URL('./kernel-worker.js', import.meta.url), { workerData, execArgv: [] });
+  constructor(data: KernelThreadData) {
+    this.#worker = takeKernelWorker();
+    this.#worker.ref();
+    this.#worker.postMessage(data);
     this.#worker.on('message', (result: KernelResult) => this.#pending.shift()?.resolve(result));
     this.#worker.on('error', (error) => this.#fail(error.message));
     this.#worker.on('exit', () => this.#fail('it ended'));

@@ -1,15 +1,70 @@
 /** What runs in a KernelThread: the page kernel, one job at a time. */
 
-import { parentPort, workerData } from 'node:worker_threads';
-import { instantiateKernel } from '../kernel/kernel.js';
-import type { KernelJob, KernelResult, KernelThreadData } from './kernel-thread.js';
+import { readSync } from 'node:fs';
+import { parentPort } from 'node:worker_threads';
+import { instantiateKernel, KIND_BYTES, type PageKernel, SIZE_BYTES } from '../kernel/kernel.js';
+import { PAGE_SIZE } from '../page-size.js';
+import type { FilePlace } from '../physical-memory.js';
+import { type KernelJob, type KernelResult, type KernelThreadData, READ_PAGES } from './kernel-thread.js';
 
-const { module, memory, codec, level, scratch } = workerData as KernelThreadData;
-const kernel = instantiateKernel(module, memory);
-kernel.init(scratch);
+/** Does a thread's jobs. */
+class JobRunner {
+  readonly #kernel: PageKernel;
+  readonly #bytes: Uint8Array;
+  #milliseconds = 0;
 
-parentPort!.on('message', ({ pages, count, out, table }: KernelJob) => {
-  const started = performance.now();
-  const bytes = kernel.encodeBatch(codec, pages, count, out, table, scratch, level);
-  parentPort!.postMessage({ bytes, milliseconds: performance.now() - started } satisfies KernelResult);
+  constructor(private readonly data: KernelThreadData) {
+    this.#kernel = instantiateKernel(data.module, data.memory);
+    this.#kernel.init(data.scratch);
+    this.#bytes = new Uint8Array(data.memory.buffer);
+  }
+
+  run(job: KernelJob): KernelResult {
+    const { pages, count, out } = job;
+    this.#milliseconds = 0;
+    const bytes = typeof pages === 'number' ? this.#encode(job, pages, 0, count, out) : this.#encodeFile(job, pages);
+    return { bytes, milliseconds: this.#milliseconds };
+  }
+
+  /** Reads and encodes piece by piece; null when a read fails: whoever asked will find out why. */
+  #encodeFile(job: KernelJob, { fd, offset }: FilePlace): number | null {
+    let out = job.out;
+    for (let first = 0; first < job.count; first += READ_PAGES) {
+      const count = Math.min(READ_PAGES, job.count - first);
+      if (!this.#read(fd, offset + first * PAGE_SIZE, count * PAGE_SIZE)) return null;
+      out += this.#encode(job, this.data.input, first, count, out);
+    }
+    return out - job.out;
+  }
+
+  /** Encodes pages of a job, from its `first` on. @returns bytes of their encodings */
+  #encode(job: KernelJob, pages: number, first: number, count: number, out: number): number {
+    const { codec, scratch, level } = this.data;
+    const sizes = job.sizes + first * SIZE_BYTES;
+    const kinds = job.kinds + first * KIND_BYTES;
+    const started = performance.now();
+    const size = this.#kernel.encodeBatch(codec, pages, count, out, sizes, kinds, scratch, level);
+    this.#milliseconds += performance.now() - started;
+    return size;
+  }
+
+  #read(fd: number, offset: number, length: number): boolean {
+    try {
+      for (let done = 0; done < length;) {
+        const count = readSync(fd, this.#bytes, this.data.input + done, length - done, offset + done);
+        if (count === 0) return false;
+        done += count;
+      }
+      return true;
+    } catch {
+      return false;
+    }
+  }
+}
+
+let runner: JobRunner | null = null;
+
+parentPort!.on('message', (message: KernelThreadData | KernelJob) => {
+  if (runner) parentPort!.postMessage(runner.run(message as KernelJob));
+  else runner = new JobRunner(message as KernelThreadData);
 });

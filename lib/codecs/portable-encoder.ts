@@ -6,9 +6,9 @@
 import { zlibSync } from 'fflate';
 import { LZO } from 'lzo-ts';
 import snappy from 'snappyjs';
-import { type Chunk, PAGE_COMPRESSED, PAGE_SIZE, PAGE_STORED, PAGE_ZERO, type PageBatch } from '../stage.js';
+import { PAGE_COMPRESSED, PAGE_SIZE, PAGE_STORED, PAGE_ZERO, type PageBatch } from '../stage.js';
 import { nonZeroRuns } from '../zeros.js';
-import type { PageCodecName, PageEncoder } from './page-encoder.js';
+import type { EncodableChunk, PageCodecName, PageEncoder } from './page-encoder.js';
 
 type Compress = (page: Uint8Array) => Uint8Array;
 
@@ -28,6 +28,7 @@ function compressorOf(codec: PageCodecName, level: number): Compress {
 export class PortableEncoder implements PageEncoder {
   readonly concurrency = 1;
   readonly pool = null;
+  readonly readsFiles = false;
   busySeconds = 0;
   readonly #compress: Compress;
 
@@ -36,7 +37,8 @@ export class PortableEncoder implements PageEncoder {
     this.#compress = compressorOf(codec, level);
   }
 
-  async encode({ paddr, length, data, memory, release }: Chunk & { readonly data: Uint8Array }): Promise<PageBatch> {
+  async encode({ paddr, length, data, memory, release }: EncodableChunk): Promise<PageBatch> {
+    if (!data) throw new TypeError('a chunk came unread');
     const started = performance.now();
     const count = length / PAGE_SIZE;
     const kinds = new Uint8Array(count).fill(PAGE_ZERO);

@@ -21,8 +21,10 @@ export const MAX_ENCODED_PAGE = 4096;
 /** Bytes that have to be there behind a full output; they are written, and do not matter. */
 export const OUTPUT_SLACK = 64;
 
-/** Bytes of a table for each page: first the sizes, u16 each, then the kinds, u8 each. It starts at an even address. */
-export const TABLE_ENTRY_BYTES = 3;
+/** What is told of each page: the size of its encoding, u16 at an even address, and its kind, u8. */
+export const SIZE_BYTES = 2;
+export const KIND_BYTES = 1;
+export const TABLE_ENTRY_BYTES = SIZE_BYTES + KIND_BYTES;
 
 /** Bytes of a thread's scratch. */
 export const SCRATCH_BYTES = 65_536;
@@ -33,11 +35,13 @@ export interface PageKernel {
   init(scratch: number): void;
   /**
    * Encodes pages of 4096 bytes. Their encodings are written back to back; a zero page has none, and one that does not
-   * shrink is stored as it is. The table gets the size and the kind (PAGE_ZERO, PAGE_STORED, PAGE_COMPRESSED) of each.
+   * shrink is stored as it is. `sizes` and `kinds` get the size and the kind (PAGE_ZERO, PAGE_STORED, PAGE_COMPRESSED)
+   * of each.
    * The bytes depend on the pages, the codec and the level alone.
    * @param codec one of KERNEL_CODECS
-   * @param level zlib only: how many earlier places a match is looked for at, 1 or more. 1 is fast and about as small
-   *              as zlib's own level 1; each further one takes time and makes pages a little smaller
+   * @param level zlib: how many earlier places a match is looked for at, 1 or more. 1 is fast and about as small as
+   *              zlib's own level 1; each further one takes time and makes pages a little smaller. LZO and Snappy: 1 is
+   *              fast, any other about as small as the libraries make it
    * @returns bytes of all encodings
    */
   encodeBatch(
@@ -45,7 +49,8 @@ export interface PageKernel {
     pages: number,
     count: number,
     out: number,
-    table: number,
+    sizes: number,
+    kinds: number,
     scratch: number,
     level: number,
   ): number;

@@ -5,7 +5,7 @@
 
 import { closeSync, constants, fstatSync, openSync, read, readSync } from 'node:fs';
 import { ioError, VmcoreError } from '../errors.js';
-import type { Backing, DataRun } from '../physical-memory.js';
+import type { Backing, DataRun, FilePlace } from '../physical-memory.js';
 import { seekData } from './holes.js';
 
 /** A file that is open for reading. */
@@ -57,6 +57,10 @@ export class FileBacking implements Backing {
     // What lies behind the end of a file that has shrunk looks like a hole.
     if (!run) this.#checkEnd(end);
     return run;
+  }
+
+  locate(offset: number): FilePlace {
+    return { fd: this.#fd, offset };
   }
 
   close(): void {

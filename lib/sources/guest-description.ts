@@ -10,7 +10,7 @@
  */
 
 import { dirname, resolve } from 'node:path';
-import { z } from 'zod';
+import * as z from 'zod';
 import { messageOf, VmcoreError } from '../errors.js';
 import type { ElfNote } from '../formats/notes.js';
 import { vmcoreinfoNote } from '../formats/vmcoreinfo.js';

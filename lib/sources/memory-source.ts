@@ -29,22 +29,24 @@ interface Piece {
 export class MemorySource extends Source<Chunk> {
   readonly #pool: SlabPool;
   readonly #pieces: Iterator<Piece>;
+  readonly #mayBeUnread: boolean;
 
   /**
    * @param regions sorted and without overlap, as PhysicalMemory has them
-   * @param options `pool`, `range` (bytes of guest physical addresses), `skip`, `signal`
+   * @param options `pool`, `range` (bytes of guest physical addresses), `skip`, `unread`, `signal`
    */
   constructor(regions: readonly MemoryRegion[], options: ChunkOptions & StageOptions = {}) {
     super(options);
     this.#pool = options.pool ?? new SlabPool();
     this.#pieces = pieces(regions, options, this.#pool.slabBytes);
+    this.#mayBeUnread = options.unread ?? false;
   }
 
   protected override async next(): Promise<Chunk | null> {
     const { value: piece, done } = this.#pieces.next();
     if (done) return null;
     if (piece.hole) return { paddr: piece.paddr, length: piece.length };
-    return this.#readPiece(piece);
+    return (this.#mayBeUnread && unreadChunk(piece)) || this.#readPiece(piece);
   }
 
   async #readPiece({ region, paddr, length }: Piece): Promise<Chunk> {
@@ -58,6 +60,13 @@ export class MemorySource extends Source<Chunk> {
     }
     return { paddr, length, data, release: () => this.#pool.give(slab) };
   }
+}
+
+/** Whole pages as a chunk that says where they are; null for others, and where the backing is no file. */
+function unreadChunk({ region: { backing, base, offset }, paddr, length }: Piece): Chunk | null {
+  if (!backing?.locate || paddr % PAGE_SIZE !== 0 || length % PAGE_SIZE !== 0) return null;
+  const at = offset + (paddr - base);
+  return { paddr, length, unread: { ...backing.locate(at), read: (into) => backing.read(at, into) } };
 }
 
 function* pieces(

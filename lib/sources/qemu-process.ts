@@ -7,7 +7,7 @@
 
 import { closeSync, openSync, readdirSync, readFileSync, readlinkSync, readSync, statSync } from 'node:fs';
 import { VmcoreError } from '../errors.js';
-import type { Backing, DataRun } from '../physical-memory.js';
+import type { Backing, DataRun, FilePlace } from '../physical-memory.js';
 import { humanMonitor, QmpCommandError, type QmpClient } from '../qmp/client.js';
 import { PAGE_SIZE } from '../stage.js';
 import { FileBacking } from './file-backing.js';
@@ -98,6 +98,10 @@ export class ProcessMemory implements Backing {
     } catch (error) {
       throw this.#failure(error, offset);
     }
+  }
+
+  locate(offset: number): FilePlace {
+    return this.#memory.locate(offset);
   }
 
   async read(offset: number, into: Uint8Array): Promise<void> {

@@ -12,16 +12,7 @@
 import { VmcoreError } from '../errors.js';
 import { PAGE_CODEC_FLAGS } from '../formats/kdump.js';
 import type { PfnRun } from '../page-exclusion.js';
-import {
-  type Extent,
-  PAGE_COMPRESSED,
-  PAGE_SIZE,
-  PAGE_STORED,
-  PAGE_ZERO,
-  type PageBatch,
-  Stage,
-  type StageOptions,
-} from '../stage.js';
+import { type Extent, PAGE_SIZE, PAGE_ZERO, type PageBatch, Stage, type StageOptions } from '../stage.js';
 import { bitmapExtents } from './kdump-bitmap.js';
 import { encodeKdumpHead, type KdumpLayout, runEnd } from './kdump-layout.js';
 import { PageDescriptors } from './page-descriptors.js';
@@ -31,6 +22,17 @@ const BITMAP_EXTENTS_PER_BATCH = 16;
 
 /** The page that all zero pages share. */
 const ZERO_PAGE = new Uint8Array(PAGE_SIZE);
+
+/** A batch with pages that are not zero. */
+interface EncodedBatch extends PageBatch {
+  readonly kinds: Uint8Array;
+  readonly sizes: Uint16Array;
+  readonly data: Uint8Array;
+}
+
+function isEncoded(batch: PageBatch): batch is EncodedBatch {
+  return batch.data !== undefined && batch.kinds !== undefined && batch.sizes !== undefined;
+}
 
 /** Places page batches by a kdump layout. */
 export class KdumpFramer extends Stage<PageBatch, Extent> {
@@ -72,7 +74,7 @@ export class KdumpFramer extends Stage<PageBatch, Extent> {
   protected override transform(batch: PageBatch): void {
     this.#emitBitmaps(BITMAP_EXTENTS_PER_BATCH);
     this.#advance(batch);
-    if (batch.data && batch.kinds && batch.sizes) this.#placeData(batch);
+    if (isEncoded(batch)) this.#placeData(batch);
     else this.#placeZeros(batch);
   }
 
@@ -104,39 +106,29 @@ export class KdumpFramer extends Stage<PageBatch, Extent> {
     return this.layout.runs[this.#run] ? `those at 0x${(this.#pfn * PAGE_SIZE).toString(16)}` : 'no more';
   }
 
-  #placeData(batch: PageBatch): void {
+  #placeData(batch: EncodedBatch): void {
     const { data, memory, release } = batch;
     const offset = this.#dataOffset;
-    for (const { start, end } of this.#storedRuns(batch)) this.#describe(batch, start, end);
+    const flags = PAGE_CODEC_FLAGS[this.layout.codec];
+    for (const { start, end } of this.#storedRuns(batch))
+      this.#dataOffset = this.#descriptors.addPages(batch, start, end, this.#dataOffset, flags);
     const length = this.#dataOffset - offset;
-    if (length > 0) this.#emit(offset, data!.subarray(0, length), memory, release);
+    if (length > 0) this.#emit(offset, data.subarray(0, length), memory, release);
     else this.#finishZeros(memory, release);
   }
 
   /** The runs of a batch's pages that are not left out, counted from its first. */
-  *#storedRuns({ paddr, count, kinds }: PageBatch): Generator<PfnRun, undefined> {
+  *#storedRuns({ paddr, count, kinds }: EncodedBatch): Generator<PfnRun, undefined> {
     const { exclusion } = this.layout;
     const first = paddr / PAGE_SIZE;
     let stored = 0;
     for (const run of exclusion?.runs(first, first + count, true) ?? []) {
       const [start, end] = [run.start - first, run.end - first];
-      if (kinds!.subarray(start, end).some((kind) => kind !== PAGE_ZERO)) throw unfiltered(run.start);
+      if (kinds.subarray(start, end).some((kind) => kind !== PAGE_ZERO)) throw unfiltered(run.start);
       yield { start: stored, end: start };
       stored = end;
     }
     yield { start: stored, end: count };
-  }
-
-  /** The descriptors of the pages [start, end) of a batch. */
-  #describe({ kinds, sizes }: PageBatch, start: number, end: number): void {
-    const flags = PAGE_CODEC_FLAGS[this.layout.codec];
-    for (let i = start; i < end; i++) {
-      const kind = kinds![i];
-      const size = sizes![i]!;
-      if (kind === PAGE_ZERO) this.#descriptors.addZeros(1);
-      else this.#descriptors.add(this.#dataOffset, size, kind === PAGE_COMPRESSED ? flags : checkStored(kind));
-      this.#dataOffset += size;
-    }
   }
 
   #placeZeros({ paddr, count, memory, release }: PageBatch): void {
@@ -164,12 +156,6 @@ export class KdumpFramer extends Stage<PageBatch, Extent> {
     this.emitItem({ offset, length: data.length, data, memory: memory + this.#memory, release });
     this.#memory = 0;
   }
-}
-
-/** flags of a page that is stored as it is */
-function checkStored(kind: number | undefined): 0 {
-  if (kind !== PAGE_STORED) throw new TypeError(`a page batch has a page of kind ${kind}`);
-  return 0;
 }
 
 /** A page that is left out came with data: nobody has filtered it. */

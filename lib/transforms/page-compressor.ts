@@ -1,11 +1,11 @@
 /**
  * Page compressor: chunks of whole pages in, page batches out, in the same order whatever the number of threads.
  *
- * Holes pass through without being looked at. Chunks with data are encoded several at a time by a PageEncoder; the
- * oldest is waited for before a new one is taken beyond what the encoder can have under way.
+ * Holes pass through without being looked at. Other chunks are encoded several at a time by a PageEncoder; the oldest is
+ * waited for before a new one is taken beyond what the encoder can have under way.
  */
 
-import type { PageEncoder } from '../codecs/page-encoder.js';
+import { isEncodable, type PageEncoder } from '../codecs/page-encoder.js';
 import { type Chunk, PAGE_SIZE, type PageBatch, Stage, type StageOptions } from '../stage.js';
 
 /** Pages of memory by what became of them. */
@@ -36,6 +36,8 @@ export class PageCompressor extends Stage<Chunk, PageBatch> {
 
   protected override async flush(): Promise<void> {
     while (this.#underWay.length > 0) await this.#emitOldest();
+    // Threads take a while to end: let them do it while what they have made is written.
+    void this.encoder.close();
   }
 
   protected override async close(): Promise<void> {
@@ -43,9 +45,9 @@ export class PageCompressor extends Stage<Chunk, PageBatch> {
   }
 
   #encode(chunk: Chunk): Promise<PageBatch> {
-    const { paddr, length, data, memory, release } = chunk;
-    if (data) {
-      const batch = this.encoder.encode({ ...chunk, data });
+    const { paddr, length, memory, release } = chunk;
+    if (isEncodable(chunk)) {
+      const batch = this.encoder.encode(chunk);
       // Whoever waits for an older batch must not miss that this one failed meanwhile.
       batch.catch(() => {});
       return batch;

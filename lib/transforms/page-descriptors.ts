@@ -6,12 +6,18 @@
  */
 
 import { encodePageDescriptor, PAGE_DESCRIPTOR_SIZE } from '../formats/kdump.js';
-import { PAGE_SIZE } from '../stage.js';
+import { PAGE_COMPRESSED, PAGE_SIZE, PAGE_ZERO } from '../stage.js';
 
 /** Descriptors in a piece, 64 KiB of them. */
 const PIECE = Math.floor((64 * 1024) / PAGE_DESCRIPTOR_SIZE);
 /** Zero descriptors in the shared buffer, 1 MiB of them. */
 const ZERO_PIECE = 16 * PIECE;
+
+/** Pages of a batch that has data: see PageBatch. */
+interface EncodedPages {
+  readonly kinds: Uint8Array;
+  readonly sizes: Uint16Array;
+}
 
 /** Takes a piece of the table. */
 export type TakePiece = (offset: number, bytes: Uint8Array) => void;
@@ -44,6 +50,23 @@ export class PageDescriptors {
     if (++this.#held === PIECE) this.flush();
   }
 
+  /**
+   * Adds the descriptors of the pages [start, end) of a batch whose encodings lie back to back from `offset` on.
+   * @param flags of pages that are compressed
+   * @returns where the encodings end
+   */
+  addPages({ kinds, sizes }: EncodedPages, start: number, end: number, offset: number, flags: number): number {
+    let at = offset;
+    for (let i = start; i < end; i++) {
+      const kind = kinds[i]!;
+      const size = sizes[i]!;
+      if (kind === PAGE_ZERO) this.add(this.#zeroPage, PAGE_SIZE, 0);
+      else this.add(at, size, kind === PAGE_COMPRESSED ? flags : 0);
+      at += size;
+    }
+    return at;
+  }
+
   /** Adds the descriptors of zero pages. */
   addZeros(count: number): void {
     let left = count;
@@ -71,10 +94,9 @@ export class PageDescriptors {
 
   #zeroPiece(count: number): Uint8Array {
     if (!this.#zeros) {
-      this.#zeros = new Uint8Array(ZERO_PIECE * PAGE_DESCRIPTOR_SIZE);
-      const view = new DataView(this.#zeros.buffer);
-      for (let i = 0; i < ZERO_PIECE; i++)
-        encodePageDescriptor(view, i * PAGE_DESCRIPTOR_SIZE, this.#zeroPage, PAGE_SIZE, 0);
+      const one = new Uint8Array(PAGE_DESCRIPTOR_SIZE);
+      encodePageDescriptor(new DataView(one.buffer), 0, this.#zeroPage, PAGE_SIZE, 0);
+      this.#zeros = Buffer.alloc(ZERO_PIECE * PAGE_DESCRIPTOR_SIZE, one);
     }
     return this.#zeros.subarray(0, count * PAGE_DESCRIPTOR_SIZE);
   }

@@ -4,13 +4,13 @@ import { type Chunk, Stage } from '../stage.js';
 
 /** Counts chunks on their way. */
 export class Tally extends Stage<Chunk, Chunk> {
-  /** bytes that were read */
+  /** bytes that are read */
   dataBytes = 0;
   /** bytes of holes, which were not */
   holeBytes = 0;
 
   protected override transform(chunk: Chunk): void {
-    if (chunk.data) this.dataBytes += chunk.length;
+    if (chunk.data || chunk.unread) this.dataBytes += chunk.length;
     else this.holeBytes += chunk.length;
     this.emitItem(chunk);
   }

@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url';
 import type { Test } from 'tap';
 
 /** The command line as `npm run build` made it. */
-export const CLI = fileURLToPath(new URL('../../lib/cli.js', import.meta.url));
+export const CLI = fileURLToPath(new URL('../../cli/cli.js', import.meta.url));
 
 export interface CliResult {
   readonly code: number | null;

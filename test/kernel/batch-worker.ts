@@ -10,14 +10,16 @@ export interface BatchJob {
   readonly pages: number;
   readonly count: number;
   readonly out: number;
-  readonly table: number;
+  readonly sizes: number;
+  readonly kinds: number;
   readonly scratch: number;
   readonly rounds: number;
 }
 
-const { module, memory, codec, pages, count, out, table, scratch, rounds } = workerData as BatchJob;
+const { module, memory, codec, pages, count, out, sizes, kinds, scratch, rounds } = workerData as BatchJob;
 const kernel = instantiateKernel(module, memory);
 kernel.init(scratch);
 let size = 0;
-for (let round = 0; round < rounds; round++) size = kernel.encodeBatch(codec, pages, count, out, table, scratch, 1);
+for (let round = 0; round < rounds; round++)
+  size = kernel.encodeBatch(codec, pages, count, out, sizes, kinds, scratch, 1);
 parentPort!.postMessage(size);

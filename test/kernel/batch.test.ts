@@ -1,7 +1,7 @@
 import { Worker } from 'node:worker_threads';
 import fc from 'fast-check';
 import t from 'tap';
-import { KERNEL_CODECS, SCRATCH_BYTES, TABLE_ENTRY_BYTES } from '../../lib/kernel/kernel.js';
+import { KERNEL_CODECS, SCRATCH_BYTES, SIZE_BYTES, TABLE_ENTRY_BYTES } from '../../lib/kernel/kernel.js';
 import { PAGE_COMPRESSED, PAGE_SIZE, PAGE_STORED, PAGE_ZERO } from '../../lib/stage.js';
 import type { BatchJob } from './batch-worker.js';
 import { CODECS, decodesTo, hardPages, KernelBench, noise, text, VARIANTS } from './kernel-fixture.js';
@@ -104,7 +104,8 @@ t.test('threads over one memory give the same bytes', async (t) => {
           pages: input,
           count,
           out,
-          table,
+          sizes: table,
+          kinds: table + count * SIZE_BYTES,
           scratch,
           rounds: 20,
         };

@@ -10,9 +10,10 @@ import {
   INPUT_SLACK,
   instantiateKernel,
   KERNEL_CODECS,
+  KIND_BYTES,
   OUTPUT_SLACK,
   SCRATCH_BYTES,
-  TABLE_ENTRY_BYTES,
+  SIZE_BYTES,
 } from '../../lib/kernel/kernel.js';
 import { PAGE_SIZE } from '../../lib/stage.js';
 
@@ -25,7 +26,9 @@ export const VARIANTS: readonly (readonly [codec: Codec, level: number])[] = [
   ['zlib', 2],
   ['zlib', 9],
   ['lzo', 1],
+  ['lzo', 2],
   ['snappy', 1],
+  ['snappy', 2],
 ];
 
 /** What fills the gaps between the things in a bench's memory, and has to be there afterwards. */
@@ -47,7 +50,8 @@ export class KernelBench {
   readonly #instance;
   readonly #pages = GAP;
   readonly #out;
-  readonly #table;
+  readonly #sizes;
+  readonly #kinds;
   readonly #scratch;
   readonly #gaps: readonly (readonly [start: number, end: number])[];
 
@@ -55,9 +59,11 @@ export class KernelBench {
     const pagesEnd = this.#pages + capacity * PAGE_SIZE;
     this.#out = pagesEnd + INPUT_SLACK + GAP;
     const outEnd = this.#out + capacity * PAGE_SIZE + OUTPUT_SLACK;
-    this.#table = outEnd + GAP;
-    const tableEnd = this.#table + capacity * TABLE_ENTRY_BYTES;
-    this.#scratch = Math.ceil((tableEnd + GAP) / 16) * 16;
+    this.#sizes = outEnd + GAP;
+    const sizesEnd = this.#sizes + capacity * SIZE_BYTES;
+    this.#kinds = sizesEnd + GAP;
+    const kindsEnd = this.#kinds + capacity * KIND_BYTES;
+    this.#scratch = Math.ceil((kindsEnd + GAP) / 16) * 16;
     const scratchEnd = this.#scratch + SCRATCH_BYTES;
     const units = Math.ceil((scratchEnd + GAP) / 65_536);
     this.memory = new WebAssembly.Memory({ initial: units, maximum: units, shared: true });
@@ -65,8 +71,9 @@ export class KernelBench {
     this.#gaps = [
       [0, this.#pages],
       [pagesEnd, this.#out],
-      [outEnd, this.#table],
-      [tableEnd, this.#scratch],
+      [outEnd, this.#sizes],
+      [sizesEnd, this.#kinds],
+      [kindsEnd, this.#scratch],
       [scratchEnd, this.bytes.length],
     ];
     for (const [start, end] of this.#gaps) this.bytes.fill(CANARY, start, end);
@@ -98,15 +105,15 @@ export class KernelBench {
       this.#pages,
       count,
       this.#out,
-      this.#table,
+      this.#sizes,
+      this.#kinds,
       this.#scratch,
       level,
     );
     this.#check(pages);
-    const table = this.bytes.slice(this.#table, this.#table + count * TABLE_ENTRY_BYTES);
     return {
-      sizes: new Uint16Array(table.buffer, 0, count),
-      kinds: table.subarray(2 * count),
+      sizes: new Uint16Array(this.bytes.slice(this.#sizes, this.#sizes + count * SIZE_BYTES).buffer),
+      kinds: this.bytes.slice(this.#kinds, this.#kinds + count * KIND_BYTES),
       data: this.bytes.slice(this.#out, this.#out + size),
     };
   }

@@ -1,7 +1,10 @@
+import { writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import fc from 'fast-check';
 import t from 'tap';
 import type { MemoryRegion } from '../../lib/physical-memory.js';
 import { SlabPool } from '../../lib/slab-pool.js';
+import { FileBacking } from '../../lib/sources/file-backing.js';
 import { MemorySource } from '../../lib/sources/memory-source.js';
 import type { Chunk } from '../../lib/stage.js';
 import { exclusionOf } from '../exclusion-fixture.js';
@@ -57,6 +60,31 @@ t.test('chunks stay aligned to pages whatever the bases, and never cross a regio
     seen.some(([paddr]) => paddr === 0x800 + 300 * K),
     'the second region begins a chunk',
   );
+});
+
+t.test('whole pages of a file come unread to whoever asks for that, and what else there is comes read', async (t) => {
+  const file = join(t.testdir({}), 'memory');
+  writeFileSync(file, addressPattern(300 * K));
+  const inFile = FileBacking.open(file);
+  t.teardown(() => inFile.close());
+  const regions: MemoryRegion[] = [
+    { base: 0, length: 100 * K, backing: inFile, offset: 200 * K },
+    { base: 0x8000_0000, length: 6 * K, backing: inFile, offset: 512 },
+    { base: 0x9000_0000, length: 8 * K, backing: new BufferBacking(addressPattern(8 * K)), offset: 0 },
+  ];
+  const chunks = await collect(new MemorySource(regions, { unread: true, pool: new SlabPool(8, 64 * K) }));
+  t.same(
+    chunks.map(({ paddr, length, unread, data }) => [paddr, length, unread?.offset, data !== undefined]),
+    [
+      [0, 64 * K, 200 * K, false],
+      [64 * K, 36 * K, 264 * K, false],
+      [0x8000_0000, 6 * K, undefined, true],
+      [0x9000_0000, 8 * K, undefined, true],
+    ],
+  );
+  const bytes = new Uint8Array(36 * K);
+  await chunks[1]!.unread!.read(bytes);
+  t.same(bytes, addressPattern(36 * K, 264 * K));
 });
 
 t.test('a backing that fails fails the stream, and its slab goes back', async (t) => {

@@ -1,12 +1,15 @@
 import { createHash } from 'node:crypto';
+import { truncateSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
 import { inflateSync } from 'node:zlib';
 import { LZO } from 'lzo-ts';
 import snappy from 'snappyjs';
 import { pipelinePromise, Readable, Writable } from 'streamx';
-import t from 'tap';
+import t, { type Test } from 'tap';
 import { KernelEncoder } from '../../lib/codecs/kernel-encoder.js';
 import type { PageCodecName, PageEncoder } from '../../lib/codecs/page-encoder.js';
 import { PortableEncoder } from '../../lib/codecs/portable-encoder.js';
+import { FileBacking } from '../../lib/sources/file-backing.js';
 import { type Chunk, PAGE_COMPRESSED, PAGE_SIZE, PAGE_STORED, PAGE_ZERO, type PageBatch } from '../../lib/stage.js';
 import { PageCompressor } from '../../lib/transforms/page-compressor.js';
 
@@ -144,6 +147,75 @@ t.test('slabs of the encoder are used where they are, and come back', async (t) 
   }
   t.ok(seen.size <= pool.limit, `${seen.size} slabs were enough for 40 chunks`);
   await encoder.close();
+});
+
+/** Pages in a file, as chunks that say where they are. */
+function unreadChunks(
+  t: Test,
+  { chunks, memory }: ReturnType<typeof chunksOf>,
+): { backing: FileBacking; chunks: Chunk[] } {
+  const file = join(t.testdir({}), 'memory');
+  writeFileSync(file, memory);
+  const backing = FileBacking.open(file);
+  t.teardown(() => backing.close());
+  const unread = ({ paddr, length, data }: Chunk): Chunk => {
+    if (!data) return { paddr, length };
+    return { paddr, length, unread: { ...backing.locate(paddr), read: (into) => backing.read(paddr, into) } };
+  };
+  return { backing, chunks: chunks.map(unread) };
+}
+
+t.test('chunks that are still in a file make the same batches as those that were read', async (t) => {
+  const made = chunksOf();
+  const { chunks } = unreadChunks(t, made);
+  for (const codec of CODECS) {
+    const read = await compress(codec, await KernelEncoder.open(codec, { threads: 2 }), made.chunks);
+    const unread = await compress(codec, await KernelEncoder.open(codec, { threads: 2 }), chunks);
+    t.same(unread.batches, read.batches, codec);
+    t.ok(unread.memory.equals(made.memory));
+  }
+});
+
+t.test('what a thread cannot read is read here, or the reason is told', async (t) => {
+  const made = chunksOf();
+  const { backing, chunks } = unreadChunks(t, made);
+  let asked = 0;
+  const elsewhere = chunks.map((chunk): Chunk => {
+    if (!chunk.unread) return chunk;
+    const read = (into: Uint8Array) => {
+      asked++;
+      return backing.read(chunk.paddr, into);
+    };
+    return { ...chunk, unread: { fd: -1, offset: 0, read } };
+  });
+  const { memory } = await compress('lzo', await KernelEncoder.open('lzo', { threads: 2 }), elsewhere);
+  t.ok(memory.equals(made.memory), 'read all the same');
+  t.equal(asked, elsewhere.filter(({ unread }) => unread).length);
+
+  truncateSync(backing.name, PAGE_SIZE);
+  await t.rejects(compress('lzo', await KernelEncoder.open('lzo', { threads: 2 }), chunks), {
+    code: 'TRUNCATED',
+    message: /ends at byte 4096/,
+  });
+});
+
+t.test('LZO and Snappy: level 2 is smaller', async (t) => {
+  const { chunks } = chunksOf();
+  for (const codec of ['lzo', 'snappy'] as const) {
+    const size = async (level: number) => {
+      const encoder = await KernelEncoder.open(codec, { threads: 1, level });
+      let bytes = 0;
+      for (const { paddr, length, data } of chunks) {
+        if (!data) continue;
+        const batch = await encoder.encode({ paddr, length, data });
+        bytes += batch.data?.length ?? 0;
+        batch.release?.();
+      }
+      await encoder.close();
+      return bytes;
+    };
+    t.ok((await size(2)) < (await size(1)), codec);
+  }
 });
 
 t.test('a thread that dies fails the batches that it had', async (t) => {

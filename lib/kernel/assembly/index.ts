@@ -26,32 +26,31 @@ export function init(scratch: usize): void {
 
 /**
  * Encodes 0 to 4096 bytes, whether that makes them shorter or not, and gives the size of the encoding.
- * @param level zlib only: how many earlier places to compare with, 1 or more
+ * @param level zlib: how many earlier places to compare with, 1 or more. LZO and Snappy: 1 is fast, 2 or more is small
  */
 export function encodePage(codec: u32, page: usize, length: usize, out: usize, scratch: usize, level: u32): usize {
   if (codec == ZLIB) return encodeZlib(page, length, out, level, scratch);
-  if (codec == LZO) return encodeLzo(page, length, out, scratch + HASH_TABLE);
-  return encodeSnappy(page, length, out, scratch + HASH_TABLE);
+  if (codec == LZO) return encodeLzo(page, length, out, level, scratch + HASH_TABLE);
+  return encodeSnappy(page, length, out, level, scratch + HASH_TABLE);
 }
 
 /**
  * Encodes pages. Their encodings go to `out` back to back, as they are where they do not shrink; a zero page has
- * none. The table gets the sizes of the encodings, u16 each, then the kinds of the pages, u8 each. Gives the size of
- * all encodings.
+ * none. `sizes` gets the sizes of the encodings, u16 each, and `kinds` the kinds of the pages, u8 each. Gives the size
+ * of all encodings.
  */
 export function encodeBatch(
   codec: u32,
   pages: usize,
   count: usize,
   out: usize,
-  table: usize,
+  sizes: usize,
+  kinds: usize,
   scratch: usize,
   level: u32,
 ): usize {
   const start = out;
   const pagesEnd = pages + count * PAGE_BYTES;
-  let sizes = table;
-  let kinds = table + (count << 1);
   for (let page = pages; page < pagesEnd; page += PAGE_BYTES) {
     let kind = ZERO;
     let size: usize = 0;

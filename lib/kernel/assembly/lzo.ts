@@ -16,12 +16,14 @@
 
 import {
   copyLiterals,
-  equalBytes,
+  FAST_LEVEL,
+  findMatch,
   keepPlace,
+  matchLength,
+  PLACE_BITS,
+  PLACE_MASK,
   PLACES_BYTES,
-  placeSlot,
   SHORTEST_INPUT,
-  SKIP_SHIFT,
   TAIL_BYTES,
 } from './match';
 
@@ -51,68 +53,89 @@ function writeExtension(out: usize, rest: usize): usize {
   return out + 1;
 }
 
+/** The first run of a page: the only one that may be longer than LONG_RUN without an extension. */
 // @ts-ignore: decorator
 @inline
-function writeRun(out: usize, isFirst: bool, from: usize, count: usize): usize {
-  if (isFirst && count <= FIRST_RUN_LIMIT) {
-    store<u8>(out++, <u8>(count + FIRST_RUN));
-  } else if (count <= QUIET_RUN_LIMIT) {
-    store<u8>(out - 2, load<u8>(out - 2) | <u8>count);
-  } else if (count <= SHORT_RUN_LIMIT) {
-    store<u8>(out++, <u8>(count - QUIET_RUN_LIMIT));
-  } else {
-    store<u8>(out++, 0);
-    out = writeExtension(out, count - SHORT_RUN_LIMIT);
+function writeFirstRun(out: usize, from: usize, count: usize): usize {
+  if (count <= FIRST_RUN_LIMIT) {
+    store<u8>(out, <u8>(count + FIRST_RUN));
+    return copyLiterals(from, out + 1, count);
   }
+  return writeLongRun(out, from, count);
+}
+
+// @ts-ignore: decorator
+@inline
+function writeLongRun(out: usize, from: usize, count: usize): usize {
+  store<u8>(out++, 0);
+  out = writeExtension(out, count - SHORT_RUN_LIMIT);
   return copyLiterals(from, out, count);
+}
+
+/**
+ * A run behind a match. Its length is as good as random, so the two short forms are written without a branch.
+ */
+// @ts-ignore: decorator
+@inline
+function writeRun(out: usize, from: usize, count: usize): usize {
+  if (count > SHORT_RUN_LIMIT) return writeLongRun(out, from, count);
+  const isLoud = <usize>u32(count > QUIET_RUN_LIMIT);
+  store<u8>(out - 2, load<u8>(out - 2) | <u8>(count & (isLoud - 1)));
+  store<u8>(out, <u8>(count - QUIET_RUN_LIMIT));
+  return copyLiterals(from, out + isLoud, count);
 }
 
 // @ts-ignore: decorator
 @inline
 function writeMatch(out: usize, distance: usize, size: usize): usize {
   const d = <u32>distance - 1;
-  if (size <= NEAR_LENGTH_LIMIT && distance <= NEAR_DISTANCE_LIMIT) {
-    store<u16>(out, <u16>(((<u32>size - 1) << 5) | ((d & 7) << 2) | ((d >>> 3) << 8)));
-    return out + 2;
-  }
-  if (size <= FAR_LENGTH_LIMIT) {
-    store<u8>(out++, FAR_MATCH | <u8>(size - 2));
-  } else {
+  if (size > FAR_LENGTH_LIMIT) {
     store<u8>(out++, FAR_MATCH);
     out = writeExtension(out, size - FAR_LENGTH_LIMIT);
+    store<u16>(out, <u16>(d << 2));
+    return out + 2;
   }
-  store<u16>(out, <u16>(d << 2));
-  return out + 2;
+  const near = ((<u32>size - 1) << 5) | ((d & 7) << 2) | ((d >>> 3) << 8);
+  const far = <u32>FAR_MATCH | (<u32>size - 2) | (d << 10);
+  const isNear = u32(size <= NEAR_LENGTH_LIMIT) & u32(distance <= NEAR_DISTANCE_LIMIT);
+  store<u32>(out, far ^ ((near ^ far) & (0 - isNear)));
+  return out + 3 - <usize>isNear;
 }
 
-/** Encodes `length` bytes at `page`, and gives the size of the encoding: 4118 for a page at most. */
-export function encodeLzo(page: usize, length: usize, out: usize, places: usize): usize {
+// @ts-ignore: decorator
+@inline
+function encode(page: usize, length: usize, out: usize, places: usize, isFast: bool): usize {
   const start = out;
   const end = page + length;
   let anchor = page;
   if (length >= SHORTEST_INPUT) {
     memory.fill(places, 0, PLACES_BYTES);
     const last = end - TAIL_BYTES;
-    let at = page + 1;
-    while (at < last) {
-      const word = load<u32>(at);
-      const slot = placeSlot(places, at);
-      const candidate = page + <usize>load<u16>(slot);
-      store<u16>(slot, <u16>(at - page));
-      if (load<u32>(candidate) != word) {
-        at += 1 + ((at - anchor) >>> SKIP_SHIFT);
-        continue;
-      }
-      if (at > anchor) out = writeRun(out, anchor == page, anchor, at - anchor);
-      const size = equalBytes(at + 4, candidate + 4, end) + 4;
-      out = writeMatch(out, at - candidate, size);
-      at += size;
-      anchor = at;
-      keepPlace(places, page, at - 1);
+    let from = page + 1;
+    while (from < last) {
+      const match = findMatch(places, page, from, last, isFast);
+      if (!match) break;
+      const at = page + <usize>(match >>> PLACE_BITS);
+      const earlier = page + <usize>(match & PLACE_MASK);
+      if (anchor == page) out = writeFirstRun(out, anchor, at - anchor);
+      else out = writeRun(out, anchor, at - anchor);
+      const size = matchLength(at, earlier, end);
+      out = writeMatch(out, at - earlier, size);
+      from = at + size;
+      anchor = from;
+      keepPlace(places, page, from - 1, isFast);
     }
   }
-  if (end > anchor) out = writeRun(out, anchor == page, anchor, end - anchor);
+  if (anchor > page) out = writeRun(out, anchor, end - anchor);
+  else if (length) out = writeFirstRun(out, page, length);
   store<u16>(out, END_MARK);
   store<u8>(out, 0, 2);
   return out + 3 - start;
+}
+
+/** Encodes `length` bytes at `page`, and gives the size of the encoding: 4118 for a page at most. */
+export function encodeLzo(page: usize, length: usize, out: usize, level: u32, places: usize): usize {
+  // Two copies of one loop: its numbers are constants in each.
+  if (level == FAST_LEVEL) return encode(page, length, out, places, true);
+  return encode(page, length, out, places, false);
 }

@@ -35,7 +35,7 @@ import {
   SEQUENCES,
   SLOTS,
 } from './layout';
-import { copyLiterals, SHORTEST_INPUT } from './match';
+import { copyLiterals, matchLength, PLACE_BITS, PLACE_MASK, SHORTEST_INPUT } from './match';
 
 /** Symbol that ends a block. */
 export const END_OF_BLOCK: usize = 256;
@@ -45,10 +45,6 @@ const LONGEST_MATCH: usize = 258;
 
 /** A match this long is taken as it is. */
 const LONG_ENOUGH: usize = 16;
-
-/** A place in a page takes 12 bits; the slot number takes 12 bits of the hash, so that 20 are left to be kept. */
-const PLACE_BITS: u32 = 12;
-const PLACE_MASK: u32 = (1 << PLACE_BITS) - 1;
 
 /** 2^32 divided by the golden ratio: one-to-one, and spreads the low bytes of a product over its high bits. */
 const HASH_FACTOR: u32 = 0x9e3779b1;
@@ -87,25 +83,6 @@ export function distanceExtraBits(d: u32): u32 {
 @inline
 export function distanceSymbol(d: u32, extra: u32): u32 {
   return (d >>> extra) + (extra << 1);
-}
-
-/**
- * How many bytes from `at` equal those from `earlier`, up to `end`. Most matches end within the first 16, so that one
- * look tells. Reads up to 15 bytes past `end`.
- */
-// @ts-ignore: decorator
-@inline
-function matchLength(at: usize, earlier: usize, end: usize): usize {
-  const distance = at - earlier;
-  let p = at;
-  let different = i8x16.bitmask(i8x16.ne(v128.load(p), v128.load(p - distance)));
-  while (!different) {
-    p += 16;
-    if (p >= end) return end - at;
-    different = i8x16.bitmask(i8x16.ne(v128.load(p), v128.load(p - distance)));
-  }
-  p += <usize>ctz(different);
-  return (p < end ? p : end) - at;
 }
 
 /** Puts four places into the hash table, and gives a mask of those whose words were there. */

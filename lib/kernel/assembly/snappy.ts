@@ -11,12 +11,14 @@
 
 import {
   copyLiterals,
-  equalBytes,
+  FAST_LEVEL,
+  findMatch,
   keepPlace,
+  matchLength,
+  PLACE_BITS,
+  PLACE_MASK,
   PLACES_BYTES,
-  placeSlot,
   SHORTEST_INPUT,
-  SKIP_SHIFT,
   TAIL_BYTES,
 } from './match';
 
@@ -79,8 +81,9 @@ function writeMatch(out: usize, distance: usize, size: usize): usize {
   return out + 2;
 }
 
-/** Encodes `length` bytes at `page`, and gives the size of the encoding: 4107 for a page at most. */
-export function encodeSnappy(page: usize, length: usize, out: usize, places: usize): usize {
+// @ts-ignore: decorator
+@inline
+function encode(page: usize, length: usize, out: usize, places: usize, isFast: bool): usize {
   const start = out;
   const end = page + length;
   let anchor = page;
@@ -88,24 +91,27 @@ export function encodeSnappy(page: usize, length: usize, out: usize, places: usi
   if (length >= SHORTEST_INPUT) {
     memory.fill(places, 0, PLACES_BYTES);
     const last = end - TAIL_BYTES;
-    let at = page + 1;
-    while (at < last) {
-      const word = load<u32>(at);
-      const slot = placeSlot(places, at);
-      const candidate = page + <usize>load<u16>(slot);
-      store<u16>(slot, <u16>(at - page));
-      if (load<u32>(candidate) != word) {
-        at += 1 + ((at - anchor) >>> SKIP_SHIFT);
-        continue;
-      }
+    let from = page + 1;
+    while (from < last) {
+      const match = findMatch(places, page, from, last, isFast);
+      if (!match) break;
+      const at = page + <usize>(match >>> PLACE_BITS);
+      const earlier = page + <usize>(match & PLACE_MASK);
       if (at > anchor) out = writeRun(out, anchor, at - anchor);
-      const size = equalBytes(at + 4, candidate + 4, end) + 4;
-      out = writeMatch(out, at - candidate, size);
-      at += size;
-      anchor = at;
-      keepPlace(places, page, at - 1);
+      const size = matchLength(at, earlier, end);
+      out = writeMatch(out, at - earlier, size);
+      from = at + size;
+      anchor = from;
+      keepPlace(places, page, from - 1, isFast);
     }
   }
   if (end > anchor) out = writeRun(out, anchor, end - anchor);
   return out - start;
+}
+
+/** Encodes `length` bytes at `page`, and gives the size of the encoding: 4107 for a page at most. */
+export function encodeSnappy(page: usize, length: usize, out: usize, level: u32, places: usize): usize {
+  // Two copies of one loop: its numbers are constants in each.
+  if (level == FAST_LEVEL) return encode(page, length, out, places, true);
+  return encode(page, length, out, places, false);
 }
