@@ -26,7 +26,10 @@ const LAZY_STRING_WIDTH: Plugin = {
   name: 'lazy string-width',
   setup(build) {
     const namespace = 'lazy';
-    build.onResolve({ filter: /^string-width$/, namespace: 'file' }, ({ path }) => ({ path, namespace }));
+    build.onResolve({ filter: /^string-width$/, namespace: 'file' }, ({ path, kind }) =>
+      // cli-progress, which has an older one that loads quickly, has it by require().
+      kind === 'import-statement' ? { path, namespace } : undefined,
+    );
     build.onLoad({ filter: /^string-width$/, namespace }, ({ path }) => ({
       contents: `let measure; export default (...args) => (measure ??= require('${path}').default)(...args);`,
       resolveDir: resolve('node_modules/yargs'),
@@ -66,7 +69,7 @@ function keepCode(): void {
   const folder = mkdtempSync(join(tmpdir(), 'vmcore-bundle-'));
   const dump = ['dump', 'demo:', '-f', 'kdump-raw-lzo', '-o', join(folder, 'vmcore')];
   const { status, stderr } = spawnSync(process.execPath, [`${OUT}/cli.js`, ...dump], {
-    env: { ...process.env, KEEP_CODE: '1' },
+    env: { ...process.env, VMCORE_KEEP_CODE: '1' },
     encoding: 'utf8',
   });
   rmSync(folder, { recursive: true });

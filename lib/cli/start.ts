@@ -6,7 +6,7 @@
  * that V8 has kept of it in command.cache. V8 refuses what another version of Node has kept, or one with other flags;
  * then it compiles. Compressor threads, where the command line asks for them, start at the same time.
  *
- * With KEEP_CODE in the environment the process keeps, at its end, what it has compiled: the bundler asks for that.
+ * With VMCORE_KEEP_CODE in the environment the process keeps, at its end, what it has compiled: the bundler asks for that.
  */
 
 import { readFileSync, writeFileSync } from 'node:fs';
@@ -55,7 +55,7 @@ function loadCommand(): { readonly main: typeof main } {
   // The bundle is ASCII, and reads as Latin-1 faster than as UTF-8.
   const source = wrap(readFileSync(filename, 'latin1'));
   const script = new Script(source, { filename, cachedData: keptCode() });
-  if (process.env['KEEP_CODE']) process.on('exit', () => writeFileSync(cache, script.createCachedData()));
+  if (process.env['VMCORE_KEEP_CODE']) process.on('exit', () => writeFileSync(cache, script.createCachedData()));
   const module = { exports: {} as { readonly main: typeof main } };
   const run = script.runInThisContext() as ModuleFunction;
   run(module.exports, createRequire(filename), module, filename, folder);
