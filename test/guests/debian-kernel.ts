@@ -56,6 +56,11 @@ export function debianKernelFolder(name: KernelName): string {
   return join(cacheFolder(), `kernel-${name}-${hash.digest('hex').slice(0, 12)}`);
 }
 
+/** The Debian that the kernel is of. */
+export function debianOf(name: KernelName): Debian {
+  return KERNELS[name].debian;
+}
+
 /** The kernel, downloaded when nobody has done so before. */
 export async function debianKernel(name: KernelName): Promise<DebianKernel> {
   const folder = debianKernelFolder(name);
