@@ -1,13 +1,11 @@
 /** The command line: parses, calls lib/dump.ts and its peers, reports. Exit codes: 0, 1 failed, 2 usage, 130 Ctrl-C. */
 
-import { createRequire } from 'node:module';
 import type { Worker } from 'node:worker_threads';
 import yargs, { type Argv } from 'yargs';
 import { hideBin } from 'yargs/helpers';
 import { useStartedWorkers } from './codecs/kernel-workers.js';
 import { errnoOf, ioError, messageOf, VmcoreError } from './errors.js';
-
-const { version: VERSION } = createRequire(import.meta.url)('../../package.json') as { version: string };
+import { packageVersion } from './version.js';
 
 const EXIT_FAILED = 1;
 const EXIT_USAGE = 2;
@@ -59,7 +57,7 @@ function configure(parser: Argv, name: string): Argv {
     .strict()
     .help()
     .alias('help', 'h')
-    .version(VERSION)
+    .version(packageVersion())
     .wrap(Math.min(100, process.stdout.columns ?? 100))
     .exitProcess(false)
     .fail((message, error) => {

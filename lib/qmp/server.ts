@@ -1,9 +1,9 @@
 /** A QMP server over a guest: everything of lib/qmp put together. */
 
 import { EventEmitter } from 'node:events';
-import { readFileSync } from 'node:fs';
 import type { Guest } from '../guest.js';
 import type { DumpRequest } from '../plan.js';
+import { packageVersion } from '../version.js';
 import { CommandSet } from './commands.js';
 import type { Connection } from './connection.js';
 import { Descriptors } from './descriptors.js';
@@ -99,21 +99,7 @@ export class QmpServer extends EventEmitter<{ warning: [string] }> {
 
 /** Our version, where QEMU says its own. */
 function ourVersion(): Reply {
-  const { version } = JSON.parse(readFileSync(packageFile(), 'utf8')) as { version: string };
+  const version = packageVersion();
   const [major = 0, minor = 0, micro = 0] = version.split(/[.-]/).map(Number);
   return { qemu: { micro, minor, major }, package: `vmcore ${version}` };
-}
-
-/** The package's own description, from lib/ or from dist/lib/. */
-function packageFile(): URL {
-  for (const path of ['../../package.json', '../../../package.json']) {
-    const url = new URL(path, import.meta.url);
-    try {
-      readFileSync(url);
-      return url;
-    } catch {
-      // Not here.
-    }
-  }
-  throw new Error('the package has no package.json');
 }
