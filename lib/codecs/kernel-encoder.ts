@@ -1,7 +1,8 @@
 /**
  * Fast codec: the page kernel in worker threads over one shared WebAssembly memory.
  *
- *   memory: | input slabs (the source reads into them) | output slots: encodings, then the table | scratch a worker |
+ *   memory: | input slabs (the source reads into them) | output slots: encodings, then the table |
+ *           | for each worker: scratch | for each worker: room for what it reads itself |
  *
  * Chunks that are still in a file are best: the workers read them, a piece at a time, and what a core has just read it
  * has in its cache. Of other sources the slabs are in the memory that the kernel works on; what is elsewhere is copied

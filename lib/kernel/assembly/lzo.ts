@@ -53,7 +53,7 @@ function writeExtension(out: usize, rest: usize): usize {
   return out + 1;
 }
 
-/** The first run of a page: the only one that may be longer than LONG_RUN without an extension. */
+/** The first run of a stream, which has a form of its own. */
 // @ts-ignore: decorator
 @inline
 function writeFirstRun(out: usize, from: usize, count: usize): usize {
@@ -72,9 +72,7 @@ function writeLongRun(out: usize, from: usize, count: usize): usize {
   return copyLiterals(from, out, count);
 }
 
-/**
- * A run behind a match. Its length is as good as random, so the two short forms are written without a branch.
- */
+/** A run behind a match. Its length is as good as random, so the two short forms are written without a branch. */
 // @ts-ignore: decorator
 @inline
 function writeRun(out: usize, from: usize, count: usize): usize {
@@ -85,6 +83,7 @@ function writeRun(out: usize, from: usize, count: usize): usize {
   return copyLiterals(from, out + isLoud, count);
 }
 
+/** Near or far is as good as random, too. */
 // @ts-ignore: decorator
 @inline
 function writeMatch(out: usize, distance: usize, size: usize): usize {
