@@ -7,14 +7,26 @@ import { spawnSync } from 'node:child_process';
 import { mkdtempSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Test } from 'tap';
+import { dump } from '../../lib/dump.js';
+import type { LiveReport } from '../../lib/guest.js';
+import type { DumpRequest } from '../../lib/plan.js';
+import { openGuest, type OpenGuestOptions } from '../../lib/sources/open.js';
 import { bootLinux, linuxKernel, missingForLinux } from '../guests/linux.js';
 import { cacheFolder } from '../guests/places.js';
 import { Qemu, type QemuOptions, roomyFolder } from '../guests/qemu.js';
 import { needsTrixie, trixie } from '../guests/trixie.js';
-import { hasTool, skipUnless } from '../tools.js';
+import { hasTool, PYTHON, skipUnless } from '../tools.js';
 
 export const MIB = 2 ** 20;
 const MEMORY = 256 * MIB;
+
+/** Programs that read dumps, of the same Debian as a QEMU. */
+export interface ReaderPrograms {
+  readonly makedumpfile: string;
+  readonly python: string;
+  /** whether its libkdumpfile knows makedumpfile's flattened format, as that of Debian 12 does not */
+  readonly readsFlattened: boolean;
+}
 
 /** A QEMU that the tests run with. */
 export interface LiveQemu {
@@ -23,15 +35,23 @@ export interface LiveQemu {
   readonly skip: string | false;
   /** for QemuOptions; undefined is the machine's */
   binary(): Promise<string | undefined>;
+  readers(): Promise<ReaderPrograms>;
 }
+
+const OWN_READERS: ReaderPrograms = { makedumpfile: 'makedumpfile', python: PYTHON, readsFlattened: false };
 
 /** All QEMUs that the tests of the live source run with. */
 export async function liveQemus(): Promise<LiveQemu[]> {
   const missing = [...(hasTool('qemu-system-x86_64') ? [] : ['qemu-system-x86_64']), ...missingForLinux(cacheFolder())];
   const skip = skipUnless(missing);
   return [
-    { name: `QEMU ${ownVersion()}`, skip, binary: async () => undefined },
-    { name: 'QEMU of trixie', skip: skip || (await needsTrixie()), binary: async () => (await trixie()).qemu },
+    { name: `QEMU ${ownVersion()}`, skip, binary: async () => undefined, readers: async () => OWN_READERS },
+    {
+      name: 'QEMU of trixie',
+      skip: skip || (await needsTrixie()),
+      binary: async () => (await trixie()).qemu,
+      readers: async () => ({ ...(await trixie()), readsFlattened: true }),
+    },
   ];
 }
 
@@ -94,4 +114,24 @@ async function start(
     status: async () => (await qemu.execute<{ status: string }>('query-status')).status,
     allocated: () => statSync(qemu.ramFile).blocks,
   };
+}
+
+/**
+ * Dumps a live machine.
+ * @returns how it was read
+ */
+export async function dumpLive(
+  { source }: LiveGuest,
+  options: OpenGuestOptions,
+  request: DumpRequest,
+  file: string,
+): Promise<LiveReport> {
+  const guest = await openGuest(source, options);
+  try {
+    await dump(guest, request, { file }).finished;
+    return guest.live!.report;
+  } finally {
+    await guest.live!.release();
+    guest.close();
+  }
 }

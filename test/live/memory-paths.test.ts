@@ -4,20 +4,14 @@ import { spawnSync } from 'node:child_process';
 import { existsSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
-import { dump } from '../../lib/dump.js';
-import type { Guest } from '../../lib/guest.js';
-import { FORMATS } from '../../lib/plan.js';
-import { openGuest, type OpenGuestOptions } from '../../lib/sources/open.js';
-import { sameMemory } from '../oracle/compare-kdump.js';
 import { compareElf } from '../oracle/compare-elf.js';
 import { checkFailure, runCli } from '../cli/run-cli.js';
-import { findBanner } from '../oracle/linux-banner.js';
-import { needsPython, needsTools, PYTHON } from '../tools.js';
-import { bootLive, type LiveGuest, liveQemus, MIB } from './live-qemu.js';
+import { bootLive, dumpLive, type LiveGuest, liveQemus, MIB } from './live-qemu.js';
+import { checkReaders } from './readers.js';
 
 t.setTimeout(600_000);
 
-/** What is booted, and which ways are to be had with it. */
+/** What is booted, which ways are to be had with it, and whether makedumpfile takes kdumps of it; null is not asked. */
 const MACHINES = [
   {
     title: 'in a shared file, below 4 GiB',
@@ -25,6 +19,7 @@ const MACHINES = [
     ways: ['file', 'proc', 'stream'],
     best: 'file',
     isSparse: true,
+    refilters: false,
   },
   {
     title: 'in a shared file, above 4 GiB too',
@@ -33,6 +28,7 @@ const MACHINES = [
     best: 'file',
     // Linux uses all of it.
     isSparse: false,
+    refilters: true,
   },
   {
     title: 'in a memfd',
@@ -43,6 +39,7 @@ const MACHINES = [
     ways: ['file'],
     best: 'file',
     isSparse: false,
+    refilters: null,
   },
   {
     title: 'in memory that nobody shares',
@@ -50,29 +47,9 @@ const MACHINES = [
     ways: ['proc', 'stream'],
     best: 'proc',
     isSparse: false,
+    refilters: null,
   },
 ] as const;
-
-async function withGuest<T>(
-  live: LiveGuest,
-  options: OpenGuestOptions,
-  work: (guest: Guest) => Promise<T>,
-): Promise<T> {
-  const guest = await openGuest(live.source, options);
-  try {
-    return await work(guest);
-  } finally {
-    await guest.live!.release();
-    guest.close();
-  }
-}
-
-async function dumpElf(live: LiveGuest, options: OpenGuestOptions, file: string): Promise<Guest['live']> {
-  return withGuest(live, options, async (guest) => {
-    await dump(guest, {}, { file }).finished;
-    return guest.live;
-  });
-}
 
 /** A description of the machine, made now, is worth a dump of it. */
 async function checkCapture(t: Test, live: LiveGuest, elf: string): Promise<void> {
@@ -93,71 +70,30 @@ async function refuseCapture(t: Test, live: LiveGuest): Promise<void> {
   t.notOk(existsSync(json));
 }
 
-/** Every kdump format, from the live machine, and what reads it. */
-async function checkFormats(t: Test, live: LiveGuest, elf: string): Promise<void> {
-  const saved = await openGuest(elf);
-  for (const format of FORMATS.filter((format) => format.startsWith('kdump'))) {
-    const file = join(live.folder, format);
-    await withGuest(live, {}, (guest) => dump(guest, { format }, { file }).finished);
-    await t.test(format, async (t) => {
-      const ours = await openGuest(file);
-      await sameMemory(t, saved, ours);
-      ours.close();
-    });
-    if (format === 'kdump-raw-lzo') await checkReaders(t, join(live.folder, 'auto'), file);
-    rmSync(file);
-  }
-  saved.close();
-}
-
-const READ_WITH_DRGN = `
-import sys, drgn
-program = drgn.Program()
-program.set_core_dump(sys.argv[1])
-print(program.read(int(sys.argv[2], 16), 200, True).split(b'\\n')[0].decode())
-`;
-
-/** What reads dumps of this machine; makedumpfile takes kdumps for smaller than they are, so it gets the ELF. */
-async function checkReaders(t: Test, elf: string, kdump: string): Promise<void> {
-  await t.test('makedumpfile takes it', { skip: needsTools('makedumpfile') }, async (t) => {
-    const small = `${elf}.small`;
-    const run = spawnSync('makedumpfile', ['-l', '-d', '31', elf, small], { encoding: 'utf8' });
-    t.equal(run.status, 0, run.stderr);
-    t.ok(statSync(small).size < statSync(kdump).size);
-  });
-  await t.test('drgn reads it', { skip: needsPython('drgn', 'kdumpfile') }, async (t) => {
-    const saved = await openGuest(elf);
-    const { paddr, text } = findBanner(saved.memory!);
-    saved.close();
-    const run = spawnSync(PYTHON, ['-c', READ_WITH_DRGN, kdump, paddr.toString(16)], { encoding: 'utf8' });
-    t.equal(run.stdout.trim(), text, run.stderr);
-  });
-}
-
 /** Of the machines these are started in every QEMU, the others in the first only. */
 const IN_EVERY = 2;
 
 for (const [i, qemu] of (await liveQemus()).entries())
   t.test(qemu.name, { skip: qemu.skip }, async (t) => {
-    for (const { title, options, ways, best, isSparse } of i === 0 ? MACHINES : MACHINES.slice(0, IN_EVERY))
+    for (const { title, options, ways, best, isSparse, refilters } of i === 0 ? MACHINES : MACHINES.slice(0, IN_EVERY))
       t.test(title, async (t) => {
         const live = await bootLive(t, qemu, options);
         const path = (name: string) => join(live.folder, name);
         const before = live.allocated();
         if (isSparse) t.ok(before * 512 < 200 * MIB, 'the memory file is sparse');
-        const auto = await dumpElf(live, {}, path('auto'));
-        t.equal(auto!.report.memoryPath, best, 'the best way is found');
-        t.same(auto!.report.warnings, [], 'and there is nothing to warn of');
+        const auto = await dumpLive(live, {}, {}, path('auto'));
+        t.equal(auto.memoryPath, best, 'the best way is found');
+        t.same(auto.warnings, [], 'and there is nothing to warn of');
         if (isSparse) {
           await checkCapture(t, live, path('auto'));
           t.equal(live.allocated(), before, 'no block of the file was allocated');
         }
         for (const way of ways) {
-          const machine = await dumpElf(live, { memoryPath: way }, path(way));
-          t.equal(machine!.report.memoryPath, way);
+          const { memoryPath } = await dumpLive(live, { memoryPath: way }, {}, path(way));
+          t.equal(memoryPath, way);
         }
         await live.qemu.dump({ paging: false, file: path('qemu') });
-        const memoryBytes = auto!.report.memory.reduce((sum, { length }) => sum + length, 0);
+        const memoryBytes = auto.memory.reduce((sum, { length }) => sum + length, 0);
         for (const way of ['auto', ...ways])
           await t.test(way, async (t) => {
             compareElf(t, path(way), path('qemu'), { memoryBytes });
@@ -165,7 +101,8 @@ for (const [i, qemu] of (await liveQemus()).entries())
           });
         t.ok(statSync(path('qemu')).size > memoryBytes);
         if (best === 'proc') await refuseCapture(t, live);
-        if (isSparse) await checkFormats(t, live, path('qemu'));
+        if (refilters !== null)
+          await checkReaders(t, live, { elf: path('qemu'), programs: await qemu.readers(), refilters });
         await live.qemu.kill();
       });
   });
