@@ -120,9 +120,19 @@ function fingerprint(name: WindowsGuestName, qemu: string): string {
   return hash.digest('hex').slice(0, 12);
 }
 
+/** Boots a guest, whose kernel is made in the folder `into`. It is not paused. */
+export function bootWindows(
+  name: WindowsGuestName,
+  into: string,
+  { args = [], ...options }: Partial<QemuOptions> = {},
+): Promise<Qemu> {
+  const { cpus } = WINDOWS_GUESTS[name];
+  return bootBareMetal(assemble(name, into), { ...QEMU, cpus, ...options, args: [...QEMU.args!, ...args] });
+}
+
 async function make(name: WindowsGuestName, version: string, into: string): Promise<void> {
   const { bits, cpus } = WINDOWS_GUESTS[name];
-  const qemu = await bootBareMetal(assemble(name, into), { ...QEMU, cpus });
+  const qemu = await bootWindows(name, into);
   try {
     await qemu.stop();
     const ram = readFileSync(qemu.ramFile);

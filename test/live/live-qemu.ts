@@ -15,6 +15,7 @@ import { bootLinux, linuxKernel, missingForLinux } from '../guests/linux.js';
 import { cacheFolder } from '../guests/places.js';
 import { Qemu, type QemuOptions, roomyFolder } from '../guests/qemu.js';
 import { needsTrixie, trixie } from '../guests/trixie.js';
+import { bootWindows, type WindowsGuestName } from '../guests/windows.js';
 import { hasTool, PYTHON, skipUnless } from '../tools.js';
 
 export const MIB = 2 ** 20;
@@ -75,35 +76,40 @@ export interface LiveGuest {
   allocated(): number;
 }
 
+/** The machine unless a test says otherwise. */
+const MACHINE = { machine: 'pc', memory: MEMORY, cpus: 2, cpu: 'max,la57=off' } satisfies QemuOptions;
+
 /** Boots Linux, paused, and ends it with the test. */
 export async function bootLive(t: Test, { binary }: LiveQemu, options: Partial<QemuOptions> = {}): Promise<LiveGuest> {
   const kernel = await linuxKernel(cacheFolder());
-  return start(t, await binary(), options, (all) => bootLinux(kernel, all));
+  const withNote = { ...options, args: ['-device', 'vmcoreinfo', ...(options.args ?? [])] };
+  return start(t, await binary(), withNote, (all) => bootLinux(kernel, { ...MACHINE, ...all }));
 }
 
 /** Starts a machine that has nothing to boot from, and runs its firmware. */
 export async function launchLive(t: Test, { binary }: LiveQemu): Promise<LiveGuest> {
-  return start(t, await binary(), {}, (all) => Qemu.launch(all));
+  return start(t, await binary(), {}, (all) => Qemu.launch({ ...MACHINE, ...all }));
+}
+
+/** Boots a guest that looks like Windows to a dumper. It is not paused. */
+export async function bootLiveWindows(t: Test, { binary }: LiveQemu, name: WindowsGuestName): Promise<LiveGuest> {
+  return start(t, await binary(), {}, (all) => bootWindows(name, all.base!, all));
 }
 
 async function start(
   t: Test,
   binary: string | undefined,
   options: Partial<QemuOptions>,
-  launch: (options: QemuOptions) => Promise<Qemu>,
+  launch: (options: Partial<QemuOptions>) => Promise<Qemu>,
 ): Promise<LiveGuest> {
   const folder = mkdtempSync(join(roomyFolder(2 ** 31), 'vmcore-live-'));
   t.teardown(() => rmSync(folder, { recursive: true, force: true }));
   const socket = join(folder, 'qmp');
   const qemu = await launch({
-    machine: 'pc',
-    memory: MEMORY,
-    cpus: 2,
-    cpu: 'max,la57=off',
     base: folder,
     ...(binary === undefined ? {} : { binary }),
     ...options,
-    args: ['-device', 'vmcoreinfo', '-qmp', `unix:${socket},server=on,wait=off`, ...(options.args ?? [])],
+    args: ['-qmp', `unix:${socket},server=on,wait=off`, ...(options.args ?? [])],
   });
   t.teardown(() => qemu.kill());
   return {
