@@ -235,7 +235,7 @@ function check(traits: GuestTraits, elf: ElfOracle): void {
 }
 
 /** QEMU writes into a FIFO, dd keeps what is not zero: nothing dense ever reaches the disk. */
-async function dumpSparse(qemu: Qemu, request: DumpRequest): Promise<void> {
+export async function dumpSparse(qemu: Qemu, request: DumpRequest): Promise<void> {
   const fifo = `${request.file}.fifo`;
   execFileSync('mkfifo', [fifo]);
   const options = [`if=${fifo}`, `of=${request.file}`, 'bs=64k', 'iflag=fullblock', 'conv=sparse', 'status=none'];

@@ -102,7 +102,7 @@ async function start(
   options: Partial<QemuOptions>,
   launch: (options: Partial<QemuOptions>) => Promise<Qemu>,
 ): Promise<LiveGuest> {
-  const folder = mkdtempSync(join(roomyFolder(2 ** 31), 'vmcore-live-'));
+  const folder = mkdtempSync(join(roomyFolder(Math.max(2 ** 31, options.memory ?? 0)), 'vmcore-live-'));
   t.teardown(() => rmSync(folder, { recursive: true, force: true }));
   const socket = join(folder, 'qmp');
   const qemu = await launch({

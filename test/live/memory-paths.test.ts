@@ -7,7 +7,7 @@ import t, { type Test } from 'tap';
 import { compareElf } from '../oracle/compare-elf.js';
 import { checkFailure, runCli } from '../cli/run-cli.js';
 import { bootLive, dumpLive, type LiveGuest, liveQemus, MIB } from './live-qemu.js';
-import { checkReaders } from './readers.js';
+import { checkReaders, dumpForReaders } from './readers.js';
 
 t.setTimeout(600_000);
 
@@ -102,7 +102,11 @@ for (const [i, qemu] of (await liveQemus()).entries())
         t.ok(statSync(path('qemu')).size > memoryBytes);
         if (best === 'proc') await refuseCapture(t, live);
         if (refilters !== null)
-          await checkReaders(t, live, { elf: path('qemu'), programs: await qemu.readers(), refilters });
+          await checkReaders(t, await dumpForReaders(live), {
+            elf: path('qemu'),
+            programs: await qemu.readers(),
+            refilters,
+          });
         await live.qemu.kill();
       });
   });

@@ -16,7 +16,7 @@ import { needsPython, needsTools } from '../tools.js';
 import { dumpLive, type LiveGuest, type ReaderPrograms } from './live-qemu.js';
 
 /** Formats of Linux guests. */
-export const LINUX_FORMATS = FORMATS.filter((format) => format !== 'win-dmp');
+const LINUX_FORMATS = FORMATS.filter((format) => format !== 'win-dmp');
 
 /** What is known of the guest, by QEMU's own dump. */
 interface Expected {
@@ -41,9 +41,6 @@ async function expectedOf(elf: string): Promise<Expected> {
   return { elf, release: info.get('OSRELEASE')!, banner, uts: info.symbol('init_uts_ns')!, rips };
 }
 
-/** Files of ours, by format; and the ELF with virtual addresses. */
-type Files = Readonly<Record<Format | 'paging', string>>;
-
 /** What is asked of the readers. */
 export interface ReaderChecks {
   /** QEMU's own ELF dump of the same pause */
@@ -54,71 +51,91 @@ export interface ReaderChecks {
    * the reason).
    */
   readonly refilters: boolean;
+  /** have libkdumpfile read every page; true by default */
+  readonly everyPage?: boolean;
 }
 
-/** Dumps the guest in every format, and has every reader look at what it can read. */
-export async function checkReaders(
-  t: Test,
-  live: LiveGuest,
-  { elf, programs, refilters }: ReaderChecks,
-): Promise<void> {
+/** Dumps of a guest by format, and an ELF with virtual addresses. */
+export interface Dumps {
+  readonly byFormat: ReadonlyMap<Format, string>;
+  readonly paging: string;
+}
+
+/** Dumps a guest for the readers: in every format of Linux guests unless told otherwise. */
+export async function dumpForReaders(live: LiveGuest, formats: readonly Format[] = LINUX_FORMATS): Promise<Dumps> {
+  const byFormat = new Map(formats.map((format) => [format, join(live.folder, `read-${format}`)]));
+  const paging = join(live.folder, 'read-paging');
+  for (const [format, path] of byFormat) await dumpLive(live, {}, { format }, path);
+  await dumpLive(live, {}, { paging: true }, paging);
+  return { byFormat, paging };
+}
+
+/** Has every reader look at what it can read; removes the dumps. */
+export async function checkReaders(t: Test, dumps: Dumps, checks: ReaderChecks): Promise<void> {
+  const { elf, programs, refilters, everyPage = true } = checks;
   const expected = await expectedOf(elf);
-  const file = (name: string) => join(live.folder, `read-${name}`);
-  const files = Object.fromEntries([...FORMATS, 'paging'].map((name) => [name, file(name)])) as Files;
-  for (const format of LINUX_FORMATS) await dumpLive(live, {}, { format }, files[format]);
-  await dumpLive(live, {}, { paging: true }, files.paging);
-  await checkElf(t, files, expected);
-  await checkMakedumpfile(t, files, programs, refilters);
-  await checkPython(t, files, programs, expected);
-  for (const path of Object.values(files)) rmSync(path, { force: true });
+  await checkElf(t, dumps, expected);
+  await checkCrash(t, dumps, expected);
+  await checkMakedumpfile(t, dumps, programs, refilters);
+  if (everyPage) await checkPages(t, dumps, programs, expected);
+  await checkDrgn(t, dumps, programs, expected);
+  for (const path of [...dumps.byFormat.values(), dumps.paging]) rmSync(path);
 }
 
-async function checkElf(t: Test, { elf, paging, ...others }: Files, expected: Expected): Promise<void> {
+async function checkElf(t: Test, { byFormat, paging }: Dumps, { uts, rips }: Expected): Promise<void> {
   await t.test('readelf', { skip: needsTools('readelf') }, async (t) => {
-    for (const path of [elf, paging]) {
+    for (const path of [byFormat.get('elf')!, paging]) {
       const { stdout, stderr } = spawnSync('readelf', ['-aW', path], { encoding: 'utf8', maxBuffer: 1 << 28 });
       t.equal(stderr, '', 'has nothing to complain of');
       t.match(stdout, /VMCOREINFO/);
     }
   });
   await t.test('gdb', { skip: needsTools('gdb') }, async (t) => {
-    const commands = [`core-file ${paging}`, 'thread apply all p/x $rip', `x/s 0x${expected.uts.toString(16)}`];
+    const commands = [`core-file ${paging}`, 'thread apply all p/x $rip', `x/s ${hex(uts)}`];
     const args = ['-nx', '-batch', ...commands.flatMap((command) => ['-ex', command])];
     const { stdout } = spawnSync('gdb', args, { encoding: 'utf8' });
-    for (const rip of expected.rips) t.match(stdout, `= 0x${rip.toString(16)}\n`, 'the registers of a CPU');
-    t.match(stdout, `0x${expected.uts.toString(16)}:\t"Linux"`, 'memory, by its virtual address');
+    for (const rip of rips) t.match(stdout, `= ${hex(rip)}\n`, 'the registers of a CPU');
+    t.match(stdout, `${hex(uts)}:\t"Linux"`, 'memory, by its virtual address');
   });
+}
+
+async function checkCrash(t: Test, { byFormat }: Dumps, { release }: Expected): Promise<void> {
   await t.test('crash', { skip: needsTools('crash') }, async (t) => {
-    for (const format of LINUX_FORMATS) {
-      const path = format === 'elf' ? elf : others[format];
-      const { stdout } = spawnSync('crash', ['--osrelease', path], { encoding: 'utf8' });
-      t.equal(stdout.trim(), expected.release, format);
-    }
+    for (const [format, path] of byFormat)
+      t.equal(spawnSync('crash', ['--osrelease', path], { encoding: 'utf8' }).stdout.trim(), release, format);
   });
 }
 
 async function checkMakedumpfile(
   t: Test,
-  files: Files,
+  { byFormat }: Dumps,
   { makedumpfile }: ReaderPrograms,
   refilters: boolean,
 ): Promise<void> {
   await t.test('makedumpfile', { skip: needsTools(makedumpfile) }, async (t) => {
-    for (const codec of ['zlib', 'lzo', 'snappy'] as const) {
-      const whole = rearrange(makedumpfile, files[`kdump-${codec}`]);
-      t.ok(sameBytes(whole, files[`kdump-raw-${codec}`]), `-R makes kdump-raw-${codec} of kdump-${codec}`);
+    for (const [format, path] of byFormat) {
+      const raw = FLATTENED.test(format) && byFormat.get(format.replace('kdump-', 'kdump-raw-') as Format);
+      if (!raw) continue;
+      const whole = rearrange(makedumpfile, path);
+      t.ok(sameBytes(whole, raw), `-R makes of ${format} what is written without it`);
       rmSync(whole);
     }
-    const filtered = refilter(makedumpfile, files.elf);
-    // Debian's makedumpfile is built without Snappy.
-    for (const format of refilters ? (['kdump-raw-zlib', 'kdump-raw-lzo'] as const) : []) {
-      const again = refilter(makedumpfile, files[format]);
+    const filtered = refilter(makedumpfile, byFormat.get('elf')!);
+    for (const [format, path] of byFormat) {
+      if (!refilters || !REFILTERED.test(format)) continue;
+      const again = refilter(makedumpfile, path);
       t.ok(sameBytes(again, filtered), `-d 31 makes of ${format} what it makes of the ELF`);
       rmSync(again);
     }
     rmSync(filtered);
   });
 }
+
+/** makedumpfile's flattened format. */
+const FLATTENED = /^kdump-(?!raw)/;
+
+/** What makedumpfile takes again. Debian's is built without Snappy. */
+const REFILTERED = /^kdump-raw-(zlib|lzo)$/;
 
 /** Puts a flattened file together. */
 function rearrange(makedumpfile: string, flattened: string): string {
@@ -166,25 +183,32 @@ for path in sys.argv[3:]:
     print('Linux' if path.endswith('elf') else program.read(int(sys.argv[2], 16), 5).decode())
 `;
 
-/** What is read by the modules of Python: flattened files only where their libkdumpfile knows them. */
-async function checkPython(
-  t: Test,
-  files: Files,
-  { python, readsFlattened }: ReaderPrograms,
-  { elf, banner, uts }: Expected,
-): Promise<void> {
-  const formats = LINUX_FORMATS.filter((format) => readsFlattened || !/^kdump-(?!raw)/.test(format));
-  const paths = [...formats.map((format) => files[format]), files.paging];
-  const run = (script: string, args: readonly string[]) =>
-    spawnSync(python, ['-c', script, ...args], { encoding: 'utf8' });
+/** What the modules of Python read: flattened files only where their libkdumpfile knows them. */
+function readByPython({ byFormat }: Dumps, { readsFlattened }: ReaderPrograms): string[] {
+  return [...byFormat].filter(([format]) => readsFlattened || !FLATTENED.test(format)).map(([, path]) => path);
+}
+
+async function checkPages(t: Test, dumps: Dumps, programs: ReaderPrograms, { elf }: Expected): Promise<void> {
   await t.test('libkdumpfile', { skip: needsPython('kdumpfile') }, async (t) => {
+    const paths = readByPython(dumps, programs);
     const blocks = readElf(elf).loads.map(({ paddr, filesz, offset }) => [paddr, filesz, offset].join(':'));
-    const kdumps = paths.filter((path) => path !== files.paging);
-    const { stdout, stderr } = run(READ_PAGES, [elf, blocks.join(','), ...kdumps]);
-    t.equal(stdout, 'all equal\n'.repeat(kdumps.length), `every page of ${formats.join(', ')}: ${stderr}`);
+    const { stdout, stderr } = runPython(programs, READ_PAGES, [elf, blocks.join(','), ...paths]);
+    t.equal(stdout, 'all equal\n'.repeat(paths.length), `every page of ${paths.length} files: ${stderr}`);
   });
+}
+
+async function checkDrgn(t: Test, dumps: Dumps, programs: ReaderPrograms, { banner, uts }: Expected): Promise<void> {
   await t.test('drgn', { skip: needsPython('drgn') }, async (t) => {
-    const { stdout, stderr } = run(READ_WITH_DRGN, [banner.paddr.toString(16), uts.toString(16), ...paths]);
-    t.equal(stdout, `${banner.text}\nLinux\n`.repeat(paths.length), `${formats.join(', ')}: ${stderr}`);
+    const paths = [...readByPython(dumps, programs), dumps.paging];
+    const { stdout, stderr } = runPython(programs, READ_WITH_DRGN, [hex(banner.paddr), hex(uts), ...paths]);
+    t.equal(stdout, `${banner.text}\nLinux\n`.repeat(paths.length), `${paths.length} files: ${stderr}`);
   });
+}
+
+function runPython({ python }: ReaderPrograms, script: string, args: readonly string[]) {
+  return spawnSync(python, ['-c', script, ...args], { encoding: 'utf8' });
+}
+
+function hex(value: number | bigint): string {
+  return `0x${value.toString(16)}`;
 }
