@@ -35,11 +35,15 @@ const UCRED_BYTES = 12;
 /** How long to wait before trying again when the socket is full, in milliseconds. */
 const STEP = 5;
 
-/** The number behind a UNIX socket. Node keeps it to itself, but has always had it. Null for TCP. */
-function descriptorOf(socket: Socket): number | null {
-  if (socket.remoteAddress !== undefined) return null;
+/** The number behind a socket; null when it has none. Node keeps it to itself, but has always had it. */
+export function socketDescriptor(socket: Socket): number | null {
   const { _handle: handle } = socket as unknown as { _handle?: { fd?: number } };
   return handle?.fd !== undefined && handle.fd >= 0 ? handle.fd : null;
+}
+
+/** The number behind a UNIX socket; null for TCP. */
+function descriptorOf(socket: Socket): number | null {
+  return socket.remoteAddress === undefined ? socketDescriptor(socket) : null;
 }
 
 /** Whether descriptors can be passed over a socket. */

@@ -11,7 +11,7 @@
 
 import { connect as connectSocket, type Socket } from 'node:net';
 import { systemErrorText, VmcoreError } from '../errors.js';
-import { canSendDescriptors, peerPid, sendWithDescriptors } from './client-socket.js';
+import { canSendDescriptors, peerPid, sendWithDescriptors, socketDescriptor } from './client-socket.js';
 import { type Json, type JsonObject, JsonStream } from './json-parser.js';
 import { QmpError } from './qmp-error.js';
 
@@ -46,6 +46,8 @@ export interface QmpClient {
   readonly peerPid: number | null;
   /** whether `execute` can pass descriptors */
   readonly passesDescriptors: boolean;
+  /** the connection's own descriptor, for a process that is to outlive this one; null when there is none */
+  readonly descriptor: number | null;
   /** settles when the connection has ended, with the reason */
   readonly closed: Promise<VmcoreError>;
   /**
@@ -261,6 +263,10 @@ class SocketClient implements QmpConnection {
 
   get greeting(): JsonObject {
     return this.#greeting;
+  }
+
+  get descriptor(): number | null {
+    return socketDescriptor(this.socket);
   }
 
   async execute(command: string, args?: QmpArguments, options?: ExecuteOptions): Promise<QmpValue> {

@@ -168,6 +168,10 @@ export class OwnClient implements QmpClient {
     return this.connection.passesDescriptors;
   }
 
+  get descriptor(): number | null {
+    return this.connection.descriptor;
+  }
+
   get closed(): Promise<VmcoreError> {
     return this.connection.closed;
   }

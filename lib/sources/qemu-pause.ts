@@ -1,12 +1,11 @@
 /**
  * A machine that is kept still while it is read, and runs on afterwards if it ran before. Whoever begins a pause ends
- * it, whatever happens in between.
- *
- * Only a process that is killed with SIGKILL cannot: the machine then stays paused until somebody says `cont`.
+ * it, whatever happens in between; for a process that is killed with SIGKILL, a watchdog does.
  */
 
 import { messageOf, VmcoreError } from '../errors.js';
 import { objectOf, type QmpClient } from '../qmp/client.js';
+import { Watchdog } from './qemu-watchdog.js';
 
 /** A machine that stands still. */
 export class Pause {
@@ -20,6 +19,7 @@ export class Pause {
     private readonly client: QmpClient,
     /** whether the machine ran, and so will run again */
     readonly wasRunning: boolean,
+    private readonly watchdog: Watchdog | null,
   ) {
     this.#forget = client.onEvent(({ event }) => {
       if (event === 'RESUME' && !this.#release) this.#disturbed = true;
@@ -29,9 +29,15 @@ export class Pause {
   /** Notes the run state, and stops the machine if it runs. @throws VmcoreError */
   static async begin(client: QmpClient): Promise<Pause> {
     const { running } = objectOf(await client.execute('query-status'), 'query-status');
-    const pause = new Pause(client, running === true);
-    if (pause.wasRunning) await client.execute('stop');
-    return pause;
+    const watchdog = running === true && client.descriptor !== null ? Watchdog.start(client.descriptor) : null;
+    const pause = new Pause(client, running === true, watchdog);
+    try {
+      if (pause.wasRunning) await client.execute('stop');
+      return pause;
+    } catch (error) {
+      watchdog?.stop();
+      throw error;
+    }
   }
 
   /** For how long the machine stood still on our account, until now or until it was released. */
@@ -61,6 +67,7 @@ export class Pause {
       throw new VmcoreError('READ', `the guest could not be resumed: ${messageOf(error)}`, { cause: error });
     } finally {
       this.#seconds = this.seconds;
+      this.watchdog?.stop();
     }
   }
 }

@@ -69,8 +69,8 @@ export function checkFailure(t: Test, result: CliResult, code: number, message: 
 }
 
 /** Waits for a condition that another process brings about. */
-export async function until(condition: () => boolean): Promise<void> {
-  while (!condition()) await sleep(10);
+export async function until(condition: () => boolean | Promise<boolean>): Promise<void> {
+  while (!(await condition())) await sleep(10);
 }
 
 /** Whether a file of a folder is being written. */

@@ -24,6 +24,7 @@ type Answer = (args: QmpArguments) => QmpValue | undefined | Promise<QmpValue | 
 export class FakeQemu implements QmpClient {
   readonly name = 'QEMU at fake';
   readonly passesDescriptors = false;
+  readonly descriptor = null;
   readonly guest: Guest = demoGuest();
   readonly executed: string[] = [];
   readonly closed: Promise<VmcoreError>;

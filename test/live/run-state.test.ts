@@ -7,7 +7,7 @@ import { chmodSync, closeSync, constants, openSync, readSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t, { type Test } from 'tap';
-import { checkFailure, CLI, type CliResult, hasPartial, runCli, runShell, startCli } from '../cli/run-cli.js';
+import { checkFailure, CLI, type CliResult, hasPartial, runCli, runShell, startCli, until } from '../cli/run-cli.js';
 import { bootLive, launchLive, type LiveGuest, liveQemus } from './live-qemu.js';
 
 t.setTimeout(600_000);
@@ -183,6 +183,28 @@ for (const qemu of await liveQemus())
       const { code, stderr } = await ended;
       t.equal(code, 0);
       t.match(stderr, /warning: somebody else had the guest run/);
+    });
+
+    for (const [state, way] of [['paused', 'file'], ...WAYS.map((way) => ['running', way] as const)] as const)
+      await t.test(`we are killed in the middle, ${state}, ${way}`, async (t) => {
+        await setState(live, state);
+        const fifo = new StuckFifo(live);
+        const { child, ended } = startCli(['dump', live.source, '--memory-path', way, '-o', fifo.path], {
+          detached: true,
+        });
+        await fifo.begun();
+        t.equal(await live.status(), 'paused');
+        // With all that is in its process group, where a terminal's Ctrl-C goes.
+        process.kill(-child.pid!, 'SIGKILL');
+        t.equal((await ended).signal, 'SIGKILL');
+        await until(async () => (await live.status()) === state);
+        await checkRunState(t, live, state);
+      });
+
+    await t.test('then the monitor is free again', async (t) => {
+      const { code, stderr } = await runCli(['dump', live.source, '-o', join(live.folder, 'next')]);
+      t.equal(code, 0, stderr);
+      await checkRunState(t, live, 'running');
     });
 
     for (const way of WAYS)

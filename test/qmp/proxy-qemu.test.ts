@@ -364,6 +364,17 @@ t.test('the proxy ends in mid-dump', { skip }, async (t) => {
   closeSync(reader);
 });
 
+t.test('the proxy is killed in mid-dump', { skip }, async (t) => {
+  const { qemu, proxy, wire, folder } = await setup(t);
+  const reader = await passPipe(wire, folder, 'slow');
+  t.same(await dumpTo(wire, 'fd:slow', { detach: true }), { return: {} });
+  t.notOk(await isRunning(qemu));
+  proxy.child.kill('SIGKILL');
+  t.equal(await proxy.exited, null);
+  t.ok(await eventually(() => isRunning(qemu)), 'the guest runs again');
+  closeSync(reader);
+});
+
 t.test('QEMU quits', { skip }, async (t) => {
   const { proxy, wire } = await setup(t);
   t.same(await wire.execute('quit'), { return: {} });
