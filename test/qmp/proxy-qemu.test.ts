@@ -7,6 +7,7 @@ import {
   closeSync,
   constants,
   createWriteStream,
+  existsSync,
   mkdtempSync,
   openSync,
   readdirSync,
@@ -21,8 +22,9 @@ import { pipeline } from 'node:stream/promises';
 import t, { type Test } from 'tap';
 import { type Guest, openGuest } from '../../lib/index.js';
 import { Qemu } from '../guests/qemu.js';
+import { hasPartial } from '../cli/run-cli.js';
 import { needsTools } from '../tools.js';
-import { errorText, eventually, type Message, noKoffi, TestServer, type Wire, withoutKoffi } from './qmp-fixture.js';
+import { errorText, eventually, type Message, noKoffi, TestServer, Wire, withoutKoffi } from './qmp-fixture.js';
 
 t.setTimeout(120_000);
 
@@ -217,6 +219,73 @@ t.test('meanwhile', { skip }, async (t) => {
   t.ok(noise.equals(readFileSync(join(folder, 'noise')).subarray(0, MIB)), 'what came through the pipe is the memory');
   guest.close();
   next.close();
+});
+
+t.test('a client that vanishes while it waits for its dump', { skip }, async (t) => {
+  const { qemu, proxy, wire, folder } = await setup(t);
+  const reader = await passPipe(wire, folder, 'slow');
+  wire.send(JSON.stringify({ execute: 'dump-guest-memory', arguments: { paging: false, protocol: 'fd:slow' } }));
+  t.ok(await eventually(async () => !(await isRunning(qemu))));
+  wire.close();
+  const next = await Wire.connect(proxy.path);
+  await t.rejects(next.line(300), /no line/, 'as with QEMU, the next one waits for the end of the dump');
+  const drained = drain(reader, join(folder, 'out'));
+  t.match(await next.message(), { QMP: {} }, 'then it is served');
+  t.same(await next.execute('qmp_capabilities'), { return: {} });
+  t.match(await next.execute('query-dump'), { return: { status: 'completed' } }, 'the dump was carried out');
+  await drained;
+  (await openGuest(join(folder, 'out'))).close();
+  t.ok(await isRunning(qemu), 'the guest runs again');
+
+  const gone = await passPipe(next, folder, 'gone');
+  next.send(JSON.stringify({ execute: 'dump-guest-memory', arguments: { paging: false, protocol: 'fd:gone' } }));
+  t.ok(await eventually(async () => !(await isRunning(qemu))));
+  next.close();
+  closeSync(gone);
+  const last = await proxy.connect();
+  t.match(
+    await last.execute('query-dump'),
+    { return: { status: 'failed' } },
+    'nor does one whose reader went with it last',
+  );
+  t.ok(await isRunning(qemu), 'the guest runs again');
+  last.close();
+});
+
+for (const [way, ends] of [
+  ['file', 'completed'],
+  ['proc', 'failed'],
+  ['stream', 'failed'],
+] as const)
+  t.test(`QEMU quits in mid-dump, memory read by ${way}`, { skip }, async (t) => {
+    const { proxy, wire, folder } = await setup(t, '--memory-path', way);
+    const reader = await passPipe(wire, folder, 'slow');
+    t.same(await dumpTo(wire, 'fd:slow', { detach: true }), { return: {} });
+    t.same(await wire.execute('quit'), { return: {} });
+    const drained = drain(reader, join(folder, 'out'));
+    // The file behind the memory is open, and stays what it is.
+    t.match(await wire.until(isCompleted), { data: { result: { status: ends } } });
+    t.equal(await wire.line(), null, 'then the connection ends');
+    await drained;
+    if (ends === 'completed') (await openGuest(join(folder, 'out'))).close();
+    else
+      await t.rejects(
+        openGuest(join(folder, 'out')).then((guest) => guest.close()),
+        { code: 'TRUNCATED' },
+      );
+    t.equal(await proxy.exited, 0);
+  });
+
+t.test('QEMU quits in mid-dump, to a file', { skip }, async (t) => {
+  const { qemu, proxy, wire, folder } = await setup(t, '--memory-path', 'stream');
+  const file = join(folder, 'whole-or-not-there');
+  const dumping = dumpTo(wire, `file:${file}`, { format: 'kdump-raw-zlib' });
+  t.ok(await eventually(() => hasPartial(folder)));
+  await qemu.quit();
+  t.match(errorText(await dumping), /^dump: /);
+  t.equal(await wire.line(), null, 'then the connection ends');
+  t.equal(await proxy.exited, 0);
+  t.notOk(existsSync(file) || hasPartial(folder), 'nothing is left');
 });
 
 t.test('somebody else resumes the guest while it is read', { skip }, async (t) => {
