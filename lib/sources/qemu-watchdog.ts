@@ -12,8 +12,9 @@ import type { Socket } from 'node:net';
 /**
  * When nothing but an end is to be read from the pipe, says `cont`. More than once: QEMU refuses it while it still
  * writes a dump for us, and our last command may have been cut in two. A machine that runs already is not disturbed.
+ * The connection is kept until the last one must have been answered: QEMU would give the answer to its next client.
  */
-const SCRIPT = `read -r _ || for wait in 0 0.1 0.2 0.5 1; do sleep $wait; echo '{"execute": "cont"}' >&3; done`;
+const SCRIPT = `read -r _ || for wait in 0.1 0.2 0.5 1; do echo '{"execute": "cont"}' >&3; sleep $wait; done`;
 
 /** Watches over a pause. */
 export class Watchdog {
