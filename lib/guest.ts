@@ -156,6 +156,8 @@ export interface LiveReport {
   readonly pausedSeconds: number;
   /** bytes of its memory that were copied before it ran on; absent when it was read as it stood still */
   readonly copiedBytes?: number | undefined;
+  /** how many of them went to a temporary file */
+  readonly spooledBytes?: number | undefined;
   readonly warnings: readonly string[];
 }
 

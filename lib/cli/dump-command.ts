@@ -52,6 +52,7 @@ const TEXTS = [
   'vmcoreinfo',
   'exclude',
   'copy-limit',
+  'copy-spool',
 ] as const;
 const NUMBERS = ['fd', 'level', 'dump-level'] as const;
 

@@ -3,7 +3,7 @@
 import type { Argv } from 'yargs';
 import { messageOf, VmcoreError } from '../errors.js';
 import type { Guest, LiveReport } from '../guest.js';
-import { parseSize } from '../sizes.js';
+import { formatSize, parseSize } from '../sizes.js';
 import type { OpenGuestOptions } from '../sources/open.js';
 import { MEMORY_PATHS, type MemoryPath } from '../sources/qemu-options.js';
 
@@ -17,6 +17,7 @@ export interface LiveArguments {
   pid?: number;
   pauseOnlyForCopy?: boolean;
   copyLimit?: string;
+  copySpool?: string;
 }
 
 /** Declares the options. */
@@ -35,7 +36,11 @@ export function liveOptions(yargs: Argv): Argv {
       type: 'string',
       describe: 'qmp: most memory for that copy (default: half of what is free)',
     })
-    .requiresArg(['memory-path', 'pid', 'copy-limit']);
+    .option('copy-spool', {
+      type: 'string',
+      describe: 'qmp: folder for a temporary file that takes what does not fit there',
+    })
+    .requiresArg(['memory-path', 'pid', 'copy-limit', 'copy-spool']);
 }
 
 /** Whether a source is a live machine. */
@@ -45,22 +50,25 @@ export function isLive({ source }: LiveArguments): boolean {
 
 /** The options as `openGuest` takes them. @throws VmcoreError USAGE */
 export function liveOpenOptions(args: LiveArguments): OpenGuestOptions {
-  const { memoryPath, pid, pauseOnlyForCopy, copyLimit } = args;
+  const { memoryPath, pid, pauseOnlyForCopy, copyLimit, copySpool } = args;
+  const ofCopy = copyLimit !== undefined || copySpool !== undefined;
   if (!isLive(args)) {
-    if (memoryPath !== undefined || pid !== undefined || pauseOnlyForCopy || copyLimit !== undefined)
+    if (memoryPath !== undefined || pid !== undefined || pauseOnlyForCopy || ofCopy)
       throw new VmcoreError(
         'USAGE',
-        '--memory-path, --pid, --pause-only-for-copy and --copy-limit are for a live machine: qmp:PATH',
+        '--memory-path, --pid, --pause-only-for-copy, --copy-limit and --copy-spool are for a live machine: qmp:PATH',
       );
     return {};
   }
-  if (copyLimit !== undefined && !pauseOnlyForCopy)
-    throw new VmcoreError('USAGE', '--copy-limit goes with --pause-only-for-copy');
+  if (ofCopy && !pauseOnlyForCopy)
+    throw new VmcoreError('USAGE', '--copy-limit and --copy-spool go with --pause-only-for-copy');
+  if (copySpool === '') throw new VmcoreError('USAGE', '--copy-spool needs a folder');
   return {
     memoryPath,
     pid,
     pauseOnlyForCopy,
     copyLimit: copyLimit === undefined ? undefined : parseSize(copyLimit, '--copy-limit'),
+    copySpool,
   };
 }
 
@@ -95,10 +103,12 @@ const WAYS: Readonly<Record<LiveReport['memoryPath'], string>> = {
 };
 
 /** The lines of a summary that tell how a live machine was read. */
-export function liveText({ memoryPath, memory, wasRunning, pausedSeconds, copiedBytes }: LiveReport): string[] {
+export function liveText(report: LiveReport): string[] {
+  const { memoryPath, memory, wasRunning, pausedSeconds, copiedBytes, spooledBytes } = report;
   const from = [...new Set(memory.filter(({ way }) => way === memoryPath).map((block) => block.from))];
   const place = memoryPath === 'stream' ? '' : ` (${from.join(', ')})`;
-  const copied = copiedBytes === undefined ? '' : ', and copied first';
+  const spooled = spooledBytes ? ` (${formatSize(spooledBytes)} of it to a temporary file)` : '';
+  const copied = copiedBytes === undefined ? '' : `, and copied first${spooled}`;
   const seconds = `${pausedSeconds.toFixed(2)} s`;
   return [
     `memory read ${WAYS[memoryPath]}${place}${copied}`,

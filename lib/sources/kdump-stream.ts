@@ -4,11 +4,8 @@
  * happens to the process.
  */
 
-import { randomBytes } from 'node:crypto';
-import { closeSync, openSync, unlinkSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
-import { ioError, VmcoreError } from '../errors.js';
+import { VmcoreError } from '../errors.js';
 import {
   decodeFlattenedRecord,
   FLATTENED_HEADER_SIZE,
@@ -16,12 +13,12 @@ import {
   isFlattened,
 } from '../formats/flattened.js';
 import type { DataRun } from '../physical-memory.js';
-import { writeFully } from '../sinks/write-fully.js';
 import { type ByteInput, type ByteSource, openByteInput } from './byte-input.js';
-import { FileBacking } from './file-backing.js';
+import type { FileBacking } from './file-backing.js';
 import { type KdumpGuest, readKdump } from './kdump-core.js';
 import { DEFAULT_KDUMP_LIMITS, isKdump, type KdumpLimits } from './kdump-headers.js';
 import type { RandomFile } from './random-file.js';
+import { SpoolFile } from './spool-file.js';
 
 /** Read from the stream at a time. */
 const PIECE_BYTES = 1 << 20;
@@ -46,7 +43,7 @@ export async function openKdumpStream(
   options: KdumpStreamOptions = {},
 ): Promise<KdumpGuest> {
   const input = openByteInput(source, name);
-  const spool = Spool.create(name, options);
+  const spool = new Spool(name, options);
   try {
     const flattened = await receive(new Pieces(input, name), spool, name);
     const file = spool.reopen();
@@ -128,44 +125,32 @@ class Pieces {
   }
 }
 
-/** A temporary file without a name. */
+/** A temporary file that may not grow without bound. */
 class Spool {
+  readonly #file: SpoolFile;
   #left: number;
 
-  private constructor(
-    readonly fd: number,
+  constructor(
     readonly name: string,
-    readonly target: string,
-    maxBytes: number,
+    { folder = tmpdir(), maxBytes = Number.POSITIVE_INFINITY }: KdumpStreamOptions,
   ) {
+    this.#file = SpoolFile.create(folder);
     this.#left = maxBytes;
-  }
-
-  static create(name: string, { folder = tmpdir(), maxBytes }: KdumpStreamOptions): Spool {
-    const path = join(folder, `vmcore-${randomBytes(8).toString('hex')}`);
-    const target = `a temporary file in ${folder}`;
-    try {
-      const fd = openSync(path, 'wx+', 0o600);
-      unlinkSync(path);
-      return new Spool(fd, name, target, maxBytes ?? Number.POSITIVE_INFINITY);
-    } catch (error) {
-      throw ioError('WRITE', `create ${target}`, error);
-    }
   }
 
   async write(offset: number, bytes: Uint8Array): Promise<void> {
     this.#left -= bytes.length;
     if (this.#left < 0) throw new VmcoreError('LIMIT', `${this.name} has more bytes than maxBytes allows to keep`);
-    await writeFully(this.fd, bytes, offset, this.target);
+    await this.#file.write(offset, bytes);
   }
 
   /** The same file, to be read. */
   reopen(): RandomFile {
-    return new NamedFile(FileBacking.open(`/dev/fd/${this.fd}`), this.name);
+    return new NamedFile(this.#file.reopen(), this.name);
   }
 
   close(): void {
-    closeSync(this.fd);
+    this.#file.close();
   }
 }
 

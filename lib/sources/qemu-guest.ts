@@ -10,13 +10,14 @@ import type { MemoryBlock, PhysicalMemory } from '../physical-memory.js';
 import type { QmpClient } from '../qmp/client.js';
 import type { Chunk, Source } from '../stage.js';
 import { openElfStream } from './elf-stream.js';
-import { defaultCopyLimit, MemoryCopy } from './memory-copy.js';
+import { type CopyRoom, defaultCopyLimit, MemoryCopy } from './memory-copy.js';
 import { MemoryGuest } from './memory-guest.js';
 import { QemuDump } from './qemu-dump.js';
 import { readBlocks } from './qemu-layout.js';
 import { findMemory, type MemoryWay, NoRandomAccess, type ReadableBlock } from './qemu-memory.js';
 import type { MemoryPath, OpenQemuOptions } from './qemu-options.js';
 import { Pause } from './qemu-pause.js';
+import { SpoolFile } from './spool-file.js';
 
 /** What is tried before QEMU's own dump. */
 const WAYS: Readonly<Record<MemoryPath, readonly ('file' | 'proc')[]>> = {
@@ -32,6 +33,16 @@ const WAYS: Readonly<Record<MemoryPath, readonly ('file' | 'proc')[]>> = {
  * @throws VmcoreError, and the machine runs again if it ran before
  */
 export async function openQemu(client: QmpClient, options: OpenQemuOptions = {}): Promise<Guest> {
+  // Before the pause: for a folder that is not there, nobody has to stand still.
+  const room = options.pauseOnlyForCopy ? copyRoom(options) : null;
+  try {
+    return await openInPause(client, options, room);
+  } finally {
+    room?.spool?.close();
+  }
+}
+
+async function openInPause(client: QmpClient, options: OpenQemuOptions, room: CopyRoom | null): Promise<Guest> {
   const warnings: string[] = [];
   const warn = (text: string) => {
     warnings.push(text);
@@ -42,7 +53,7 @@ export async function openQemu(client: QmpClient, options: OpenQemuOptions = {})
   try {
     opened = await openPaused(client, { ...options, onWarning: warn });
     const guest = new QemuGuest(client, pause, opened, { warn, warnings });
-    if (options.pauseOnlyForCopy) await guest.copy(options.copyLimit ?? defaultCopyLimit(), options.signal);
+    if (room) await guest.copy(room, options.signal);
     return guest;
   } catch (error) {
     opened?.guest.close();
@@ -50,6 +61,11 @@ export async function openQemu(client: QmpClient, options: OpenQemuOptions = {})
     await releaseAfter(error, pause);
     throw error;
   }
+}
+
+function copyRoom({ copyLimit, copySpool }: OpenQemuOptions): CopyRoom {
+  const spool = copySpool === undefined ? null : SpoolFile.create(copySpool);
+  return { limit: copyLimit ?? defaultCopyLimit(), spool };
 }
 
 /** Ends a pause because of an error; one more error is told with the first. */
@@ -122,7 +138,7 @@ async function openAsStream(client: QmpClient): Promise<Opened> {
 class QemuGuest implements Guest, LiveMachine {
   readonly name: string;
   #inner: Guest;
-  #copied: number | null = null;
+  #copied: Pick<LiveReport, 'copiedBytes' | 'spooledBytes'> | null = null;
   #closed = false;
   #released: Promise<void> | null = null;
 
@@ -168,12 +184,12 @@ class QemuGuest implements Guest, LiveMachine {
   }
 
   /** Copies the memory and lets the machine run on. @throws VmcoreError */
-  async copy(limit: number, signal: AbortSignal | undefined): Promise<void> {
+  async copy(room: CopyRoom, signal: AbortSignal | undefined): Promise<void> {
     const original = this.#inner;
-    const copy = await MemoryCopy.of(original, limit, signal);
+    const copy = await MemoryCopy.of(original, room, signal);
     const { name, arch, cpus, notes } = original;
     this.#inner = new MemoryGuest({ name, arch, cpus, notes, regions: copy.regionsOf(original) });
-    this.#copied = copy.bytes;
+    this.#copied = { copiedBytes: copy.bytes, spooledBytes: copy.spooledBytes };
     await this.release();
     original.close();
   }
@@ -210,7 +226,7 @@ class QemuGuest implements Guest, LiveMachine {
       memory: opened.memory,
       wasRunning: pause.wasRunning,
       pausedSeconds: pause.seconds,
-      copiedBytes: this.#copied ?? undefined,
+      ...this.#copied,
       warnings: this.said.warnings,
     };
   }

@@ -13,8 +13,10 @@ export interface OpenQemuOptions {
   readonly pid?: number | undefined;
   /** copy the memory that is not zero, let the machine run on, and only then give the guest */
   readonly pauseOnlyForCopy?: boolean | undefined;
-  /** most bytes that the copy may have; half of the memory that is available by default */
+  /** most bytes of memory that the copy may have; half of the memory that is available by default */
   readonly copyLimit?: number | undefined;
+  /** folder of a temporary file that takes what does not fit there; by default such a copy is given up */
+  readonly copySpool?: string | undefined;
   /** gives up; the machine then runs on if it ran */
   readonly signal?: AbortSignal | undefined;
   /** is told what a user should know: why the best way could not be taken */

@@ -3,12 +3,14 @@
 import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
 import { once } from 'node:events';
-import { chmodSync, closeSync, constants, openSync, readSync } from 'node:fs';
+import { chmodSync, closeSync, constants, mkdirSync, openSync, readSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t, { type Test } from 'tap';
 import { checkFailure, CLI, type CliResult, hasPartial, runCli, runShell, startCli, until } from '../cli/run-cli.js';
-import { bootLive, launchLive, type LiveGuest, liveQemus } from './live-qemu.js';
+import type { LiveReport } from '../../lib/guest.js';
+import { needsTools } from '../tools.js';
+import { bootLive, launchLive, type LiveGuest, liveQemus, MIB } from './live-qemu.js';
 
 t.setTimeout(600_000);
 
@@ -34,9 +36,14 @@ class StuckFifo {
     this.#fd = openSync(this.path, constants.O_RDWR | constants.O_NONBLOCK);
   }
 
-  /** Waits until something is written: from then on the writer is stuck. */
-  async begun(): Promise<void> {
+  /** Waits until a run has written something: from then on it is stuck. @throws Error when it ends instead */
+  async begun(ended: Promise<CliResult>): Promise<void> {
+    let result: CliResult | null = null;
+    void ended.then((end) => {
+      result = end;
+    });
     for (const byte = Buffer.alloc(1); ; await sleep(10)) {
+      if (result) throw new Error(`it has ended: ${JSON.stringify(result)}`);
       try {
         readSync(this.#fd, byte);
         return;
@@ -79,11 +86,17 @@ const FAILURES: Readonly<Record<string, { run: Failure; code: number | null; mes
     code: 1,
     message: /does not fit into 1 MiB .*--copy-limit/,
   },
+  'a folder for the copy that is not there': {
+    run: ({ source, folder }) =>
+      runCli(['dump', source, '--pause-only-for-copy', '--copy-spool', join(folder, 'none'), '-o', '/dev/null']),
+    code: 1,
+    message: /cannot create a temporary file in [^\n]*none: no such file/,
+  },
   'Ctrl-C': {
     async run(live, way) {
       const fifo = new StuckFifo(live);
       const { child, ended } = startCli(['dump', live.source, '--memory-path', way, '-o', fifo.path]);
-      await fifo.begun();
+      await fifo.begun(ended);
       child.kill('SIGINT');
       return ended;
     },
@@ -106,15 +119,18 @@ for (const qemu of await liveQemus())
           await setState(live, state);
           const output = join(live.folder, 'vmcore');
           const dump = ['dump', live.source, '--memory-path', way, '-o', output, '--force', '--json'];
-          for (const more of [[], ['--pause-only-for-copy']]) {
+          const copy = ['--pause-only-for-copy'];
+          for (const more of [[], copy, [...copy, '--copy-limit', '1M', '--copy-spool', live.folder]]) {
             const { code, stdout, stderr } = await runCli([...dump, '-f', 'kdump-raw-lzo', ...more]);
             t.equal(stderr, '');
             t.equal(code, 0);
             const summary = JSON.parse(stdout.toString()) as {
-              live: { memoryPath: string; wasRunning: boolean; pausedSeconds: number; copiedBytes?: number };
+              live: Pick<LiveReport, 'memoryPath' | 'wasRunning' | 'copiedBytes' | 'spooledBytes'>;
             };
             t.match(summary.live, { memoryPath: way, wasRunning: state === 'running', pausedSeconds: Number });
-            t.equal(summary.live.copiedBytes !== undefined, more.length > 0);
+            const { copiedBytes, spooledBytes } = summary.live;
+            t.equal(copiedBytes !== undefined, more.length > 0);
+            t.equal(spooledBytes, more.length > 1 ? copiedBytes! - MIB : more.length > 0 ? 0 : undefined);
             await checkRunState(t, live, state);
           }
           for (const [title, { run, code, message }] of Object.entries(FAILURES))
@@ -161,11 +177,29 @@ for (const qemu of await liveQemus())
       }
     });
 
+    await t.test('no room for the copy on the disk', { skip: needsTools('mount', 'umount') }, async (t) => {
+      const disk = join(live.folder, 'disk');
+      mkdirSync(disk);
+      if (spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', disk]).status !== 0) {
+        t.pass('may not mount a tmpfs here', { skip: 'no right to mount' });
+        return;
+      }
+      try {
+        await setState(live, 'running');
+        const copy = ['--pause-only-for-copy', '--copy-limit', '1M', '--copy-spool', disk];
+        const result = await runCli(['dump', live.source, ...copy, '-o', join(live.folder, 'unfit')]);
+        checkFailure(t, result, 1, /cannot write a temporary file in [^\n]*disk: no space left/, 'a full disk');
+        await checkRunState(t, live, 'running');
+      } finally {
+        execFileSync('umount', [disk]);
+      }
+    });
+
     await t.test('a socket that another client holds', async (t) => {
       await setState(live, 'running');
       const fifo = new StuckFifo(live);
       const first = startCli(['dump', live.source, '-o', fifo.path]);
-      await fifo.begun();
+      await fifo.begun(first.ended);
       const second = await runCli(['dump', live.source, '-o', join(live.folder, 'second')]);
       checkFailure(t, second, 1, /does not greet .* another client/, 'the second');
       first.child.kill('SIGTERM');
@@ -177,7 +211,7 @@ for (const qemu of await liveQemus())
       await setState(live, 'running');
       const fifo = new StuckFifo(live);
       const { ended } = startCli(['dump', live.source, '-o', fifo.path, '--memory-path', 'file']);
-      await fifo.begun();
+      await fifo.begun(ended);
       await live.qemu.execute('cont');
       await fifo.drain();
       const { code, stderr } = await ended;
@@ -192,7 +226,7 @@ for (const qemu of await liveQemus())
         const { child, ended } = startCli(['dump', live.source, '--memory-path', way, '-o', fifo.path], {
           detached: true,
         });
-        await fifo.begun();
+        await fifo.begun(ended);
         t.equal(await live.status(), 'paused');
         // With all that is in its process group, where a terminal's Ctrl-C goes.
         process.kill(-child.pid!, 'SIGKILL');
@@ -214,7 +248,7 @@ for (const qemu of await liveQemus())
         await setState(victim, 'running');
         const fifo = new StuckFifo(victim);
         const { ended } = startCli(['dump', victim.source, '-o', fifo.path, '--memory-path', way]);
-        await fifo.begun();
+        await fifo.begun(ended);
         process.kill(victim.qemu.pid, 'SIGKILL');
         await fifo.drain();
         const result = await ended;
