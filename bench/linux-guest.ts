@@ -9,7 +9,7 @@ import { nonZeroRuns } from '../lib/zeros.js';
 import { readElf } from '../test/guests/elf-oracle.js';
 import { bootLinux, linuxKernel } from '../test/guests/linux.js';
 import { cacheFolder } from '../test/guests/places.js';
-import type { Qemu } from '../test/guests/qemu.js';
+import type { Qemu, QemuOptions } from '../test/guests/qemu.js';
 
 const MIB = 1 << 20;
 
@@ -22,12 +22,12 @@ export interface LinuxGuest {
   readonly nonZeroBytes: number;
 }
 
-/** Boots, fills and describes a guest. Its files go to `folder`. @param args more of QEMU's */
+/** Boots, fills and describes a guest. Its files go to `folder`. @param options more of QEMU's */
 export async function bootFullLinux(
   folder: string,
   memory: number,
   filled: number,
-  args: readonly string[] = [],
+  { args = [], binary }: Pick<QemuOptions, 'args' | 'binary'> = {},
 ): Promise<LinuxGuest> {
   const qemu = await bootLinux(await linuxKernel(cacheFolder()), {
     machine: 'pc',
@@ -35,6 +35,7 @@ export async function bootFullLinux(
     cpu: 'max,la57=off',
     args: ['-device', 'vmcoreinfo', ...args],
     base: folder,
+    ...(binary === undefined ? {} : { binary }),
   });
   await qemu.stop();
   const nonZeroBytes = fillFreeMemory(qemu.ramFile, memory, filled);

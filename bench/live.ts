@@ -3,12 +3,14 @@
  * Linux guest, in one run, to tmpfs.
  *
  *   npm run bench:live
+ *   npm run bench:live -- trixie    with the QEMU of Debian 13, which has kdump-raw-zlib
  */
 
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdtempSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { roomyFolder } from '../test/guests/qemu.js';
+import { trixie } from '../test/guests/trixie.js';
 import { bootFullLinux } from './linux-guest.js';
 
 const CLI = ['../cli/cli.js', '../lib/cli.js']
@@ -62,10 +64,10 @@ function line(name: string, { seconds, paused, bytes }: Result, peer: Result): v
 }
 
 try {
-  const { qemu, nonZeroBytes } = await bootFullLinux(folder, 2 * GIB, 510 * MIB, [
-    '-qmp',
-    `unix:${socket},server=on,wait=off`,
-  ]);
+  const { qemu, nonZeroBytes } = await bootFullLinux(folder, 2 * GIB, 510 * MIB, {
+    args: ['-qmp', `unix:${socket},server=on,wait=off`],
+    ...(process.argv[2] === 'trixie' ? { binary: (await trixie()).qemu } : {}),
+  });
   try {
     /** QEMU's dump keeps the guest paused from its start to its end. */
     const own = (format: 'elf' | 'kdump-zlib' | 'kdump-raw-zlib') =>
@@ -75,7 +77,7 @@ try {
         const seconds = (performance.now() - started) / 1000;
         return { seconds, paused: seconds };
       });
-    const { major } = (await qemu.execute<{ qemu: { major: number } }>('query-version')).qemu;
+    const { major, minor } = (await qemu.execute<{ qemu: { major: number; minor: number } }>('query-version')).qemu;
     const results = new Map<string, Result>();
     for (const format of FORMATS) {
       results.set(`${format}, file`, await ours(format, '--memory-path', 'file'));
@@ -88,7 +90,9 @@ try {
     const zlib = await own('kdump-zlib');
     const rawZlib = major >= 9 ? await own('kdump-raw-zlib') : zlib;
 
-    console.log(`guest of 2 GiB, ${(nonZeroBytes / MIB).toFixed(0)} MiB of it not zero; in ${folder}`);
+    console.log(
+      `QEMU ${major}.${minor}, guest of 2 GiB, ${(nonZeroBytes / MIB).toFixed(0)} MiB of it not zero; in ${folder}`,
+    );
     console.log(`${''.padEnd(44)}${'time'.padStart(16)}  ${'guest paused'.padStart(16)}   size`);
     line('QEMU, elf', elf, elf);
     line('QEMU, kdump-zlib', zlib, zlib);
