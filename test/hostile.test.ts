@@ -7,6 +7,7 @@ import { execFileSync, spawnSync } from 'node:child_process';
 import {
   closeSync,
   ftruncateSync,
+  mkdirSync,
   openSync,
   readdirSync,
   readFileSync,
@@ -33,6 +34,13 @@ function checkRefused(t: Test, result: CliResult, folder: string, title: string)
   t.match(result.stderr, /^vmcore: [^\n]+\n$/, `${title}: one line`);
   t.notMatch(result.stderr, /TypeError|RangeError|undefined|NaN|BigInt|\bat .*:\d+/, `${title}: fit for a user`);
   t.same(readdirSync(join(folder, 'out')), [], `${title}: nothing left`);
+}
+
+/** A folder of its own for one of many that run at a time: what one is writing is nothing that another has left. */
+function folderFor(folder: string, name: string): string {
+  const own = join(folder, name);
+  mkdirSync(join(own, 'out'), { recursive: true });
+  return own;
 }
 
 t.test('page tables of hostile guests', async (t) => {
@@ -70,22 +78,22 @@ t.test('page tables of hostile guests', async (t) => {
 });
 
 t.test('ELF cores that are cut, at every header boundary and in their memory', async (t) => {
-  const folder = t.testdir({ out: {} });
+  const all = t.testdir({});
   const core = Buffer.from(smallCore());
   const headers = [0, 1, 4, 15, 16, 63, 64, 64 + 56 - 1, 64 + 56, 64 + 2 * 56, 64 + 3 * 56 - 1, 64 + 3 * 56];
   const lengths = [...headers, core.length - 0x280, core.length - 0x100, core.length - 1];
   await eachOf(lengths, async (length) => {
-    const name = `cut-${length}`;
-    writeFileSync(join(folder, name), core.subarray(0, length));
-    const file = await runCli(['dump', name, '-o', 'out/file'], { cwd: folder });
+    const folder = folderFor(all, `${length}`);
+    writeFileSync(join(folder, 'cut'), core.subarray(0, length));
+    const file = await runCli(['dump', 'cut', '-o', 'out/file'], { cwd: folder });
     checkRefused(t, file, folder, `${length} bytes`);
-    const stream = await runShell(`cat ${name} | $vmcore dump - -o out/stream`, folder);
+    const stream = await runShell(`cat cut | $vmcore dump - -o out/stream`, folder);
     checkRefused(t, stream, folder, `${length} bytes as a stream`);
   });
 });
 
 t.test('ELF cores that lie', async (t) => {
-  const folder = t.testdir({ out: {} });
+  const all = t.testdir({});
   const bytes = pattern(8192);
   const load = (segment: Segment): Segment => ({ offset: 4096, filesz: 4096, paddr: 0, ...segment });
   const core = (spec: object) => makeCore({ parts: [[4096, bytes]], segments: [load({})], ...spec });
@@ -109,7 +117,8 @@ t.test('ELF cores that lie', async (t) => {
     'no memory': core({ segments: [{ type: 4 }] }),
   };
   await eachOf(Object.entries(refused), async ([title, lie]) => {
-    const name = `${title.replace(/\W+/g, '-')}.elf`;
+    const folder = folderFor(all, title.replace(/\W+/g, '-'));
+    const name = 'lie.elf';
     writeFileSync(join(folder, name), lie);
     checkRefused(t, await runCli(['dump', name, '-o', 'out/file'], { cwd: folder }), folder, title);
     checkRefused(t, await runShell(`cat ${name} | $vmcore dump - -o out/stream`, folder), folder, `${title}, a stream`);
@@ -119,6 +128,7 @@ t.test('ELF cores that lie', async (t) => {
   const overlapping = core({
     segments: [load({ filesz: 8192 }), load({ offset: 8192, paddr: 4096 }), load({ offset: 4096, paddr: 0 })],
   });
+  const folder = folderFor(all, 'overlapping');
   writeFileSync(join(folder, 'overlapping'), overlapping);
   const result = await runCli(['dump', 'overlapping', '-o', 'out/vmcore'], { cwd: folder });
   t.equal(result.code, 0, `segments that overlap and agree: ${result.stderr}`);
