@@ -159,6 +159,8 @@ export class Qemu {
   #qmp: QmpClient | undefined;
   #exited: Promise<void>;
   #stderr = '';
+  /** what the guest had written to its serial port when QEMU ended */
+  #lastWords = '';
 
   private constructor(options: QemuOptions) {
     const base = options.base ?? roomyFolder(options.memory);
@@ -181,7 +183,10 @@ export class Qemu {
       });
       this.#child.once('exit', () => resolve());
     });
-    void this.#exited.then(() => this.#bury());
+    void this.#exited.then(() => {
+      this.#lastWords = readIfThere(join(this.#folder, 'serial'));
+      this.#bury();
+    });
   }
 
   /** Starts QEMU and the guest in it. */
@@ -216,15 +221,21 @@ export class Qemu {
   }
 
   /** What the guest has written to its first serial port. */
-  serial(): Promise<string> {
-    return readFile(join(this.#folder, 'serial'), 'latin1');
+  async serial(): Promise<string> {
+    try {
+      return await readFile(join(this.#folder, 'serial'), 'latin1');
+    } catch (error) {
+      // It was removed when QEMU ended: say so, and why.
+      this.#mustRun();
+      throw error;
+    }
   }
 
   async waitForSerial(marker: string, timeoutMs: number): Promise<void> {
     for (const end = Date.now() + timeoutMs; ; await sleep(20)) {
       const text = await this.serial();
       if (text.includes(marker)) return;
-      this.#mustRun(text);
+      this.#mustRun();
       if (Date.now() > end)
         throw new Error(`no ${marker} from the guest within ${timeoutMs} ms:\n${text.slice(-2000)}`);
     }
@@ -300,10 +311,21 @@ export class Qemu {
     }
   }
 
-  #mustRun(serial = ''): void {
+  #mustRun(): void {
     const { exitCode, signalCode, pid } = this.#child;
     if (exitCode === null && signalCode === null && pid !== undefined) return;
-    throw new Error(`QEMU ended (${signalCode ?? exitCode}): ${this.#stderr.trim()}\n${serial.slice(-2000)}`);
+    const serial = this.#lastWords || readIfThere(join(this.#folder, 'serial'));
+    const panic = /Kernel panic - [^\r\n]*/.exec(serial)?.[0];
+    const why = panic ? `the guest panicked: ${panic}` : `QEMU ended (${signalCode ?? exitCode})`;
+    throw new Error(`${why}: ${this.#stderr.trim()}\n${serial.slice(-2000)}`);
+  }
+}
+
+function readIfThere(path: string): string {
+  try {
+    return readFileSync(path, 'latin1');
+  } catch {
+    return '';
   }
 }
 
