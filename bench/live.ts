@@ -7,15 +7,13 @@
  */
 
 import { spawnSync } from 'node:child_process';
-import { existsSync, mkdtempSync, rmSync, statSync } from 'node:fs';
+import { mkdtempSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { roomyFolder } from '../test/guests/qemu.js';
 import { trixie } from '../test/guests/trixie.js';
 import { bootFullLinux } from './linux-guest.js';
 
-const CLI = ['../cli/cli.js', '../lib/cli.js']
-  .map((path) => new URL(path, import.meta.url).pathname)
-  .find((path) => existsSync(path))!;
+const CLI = new URL('../cli/cli.js', import.meta.url).pathname;
 const MIB = 1 << 20;
 const GIB = 2 ** 30;
 const RUNS = 3;
