@@ -125,7 +125,8 @@ t.test('the live source', { skip }, async (t) => {
     const old = new FakeQemu();
     await t.rejects(openQemu(old, { memoryPath: 'proc' }), { message: /gpa2hva: unknown command/ });
     t.equal(old.status, 'running');
-    const address = { gpa2hva: () => 'Host virtual address for 0x0 (ram) is 0x10000\r\n' };
+    // Where no process has memory: above its half of the addresses.
+    const address = { gpa2hva: () => 'Host virtual address for 0x0 (ram) is 0x800000000000\r\n' };
     const elsewhere = new FakeQemu(address);
     await t.rejects(openQemu(elsewhere, { memoryPath: 'proc', pid: 2 ** 30 }), { message: /no such file/ });
     await t.rejects(openQemu(elsewhere, { memoryPath: 'proc' }), { message: /cannot read \/proc\/[0-9]+\/mem/ });
