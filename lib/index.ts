@@ -1,6 +1,7 @@
 /** The public API, and nothing else. */
 
-export type { PageCodecName, PageEncoder } from './codecs/page-encoder.js';
+export { KernelEncoder, type KernelOptions } from './codecs/kernel-encoder.js';
+export type { EncodableChunk, PageCodecName, PageEncoder } from './codecs/page-encoder.js';
 export { PortableEncoder } from './codecs/portable-encoder.js';
 export { DumpJob, type DumpSummary, type DumpTarget, dump } from './dump.js';
 export { type ErrorCode, VmcoreError } from './errors.js';
@@ -30,7 +31,14 @@ export {
   PageExclusion,
   type PfnRun,
 } from './page-exclusion.js';
-export { type Backing, type DataRun, type MemoryBlock, type MemoryRegion, PhysicalMemory } from './physical-memory.js';
+export {
+  type Backing,
+  type DataRun,
+  type FilePlace,
+  type MemoryBlock,
+  type MemoryRegion,
+  PhysicalMemory,
+} from './physical-memory.js';
 export { type DumpedPages, type DumpRequest, FORMATS, type Format } from './plan.js';
 export {
   type ConnectOptions,
@@ -70,12 +78,17 @@ export {
   type Chunk,
   type Extent,
   nodeStream,
+  PAGE_COMPRESSED,
   PAGE_SIZE,
+  PAGE_STORED,
+  PAGE_ZERO,
+  type PageBatch,
   type Progress,
   Sink,
   Source,
   Stage,
   type StageOptions,
+  type UnreadBytes,
 } from './stage.js';
 export { ByteStream } from './transforms/byte-stream.js';
 export { ElfFramer } from './transforms/elf-framer.js';

@@ -48,7 +48,7 @@ async function demoBytes(t: Test, memory: number): Promise<Buffer> {
 t.test('there is a test for each', async (t) => {
   // Those of the monitor are tested beside it, in test/qmp/examples.test.ts.
   const names = readdirSync(EXAMPLES).filter((name) => name.endsWith('.js') && !name.startsWith('qmp-'));
-  t.same(names.sort(), ['compose.js', 'demo.js', 'parent.js', 'pipe.js']);
+  t.same(names.sort(), ['compose-kdump.js', 'compose.js', 'demo.js', 'parent.js', 'pipe.js']);
 });
 
 t.test('compose: a part of the guest, stage by stage', async (t) => {
@@ -62,6 +62,17 @@ t.test('compose: a part of the guest, stage by stage', async (t) => {
   guest.close();
   run(t, folder, 'compose');
   t.same(readdirSync(folder).sort(), ['out.vmcore', 'part.vmcore'], 'a name is not needed');
+});
+
+t.test('compose-kdump: a vmcore becomes a kdump', async (t) => {
+  const folder = t.testdir({});
+  await dump(demoGuest({ memory: 64 * MIB }), {}, { file: join(folder, 'elf') }).finished;
+  const stdout = run(t, folder, 'compose-kdump', 'elf', 'kdump').toString();
+  t.match(stdout, /^kdump: \d+ pages of zeros, \d+ stored, \d+ compressed\n$/);
+  await dump(demoGuest({ memory: 64 * MIB }), { format: 'kdump-raw-lzo', level: 2 }, { file: join(folder, 'want') })
+    .finished;
+  const [made, want] = ['kdump', 'want'].map((name) => readFileSync(join(folder, name)));
+  t.ok(made!.equals(want!), 'the same bytes as of dump()');
 });
 
 t.test('pipe: gzip on the way', async (t) => {
