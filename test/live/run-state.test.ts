@@ -3,7 +3,7 @@
 import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
 import { once } from 'node:events';
-import { chmodSync, closeSync, constants, mkdirSync, openSync, readSync } from 'node:fs';
+import { chmodSync, closeSync, constants, mkdirSync, openSync, readdirSync, readFileSync, readSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t, { type Test } from 'tap';
@@ -104,6 +104,23 @@ const FAILURES: Readonly<Record<string, { run: Failure; code: number | null; mes
     message: null,
   },
 };
+
+/** The fourth field of /proc/PID/stat; the second, in parentheses, may have anything in it. Null for what is no process. */
+function parentOf(name: string): number | null {
+  try {
+    const [, ppid] = /^.*\) \S (\d+)/s.exec(readFileSync(`/proc/${name}/stat`, 'latin1')) ?? [];
+    return Number(ppid);
+  } catch {
+    return null;
+  }
+}
+
+/** Processes that a process has started. */
+function childrenOf(pid: number): number[] {
+  return readdirSync('/proc')
+    .filter((name) => parentOf(name) === pid)
+    .map(Number);
+}
 
 async function checkRunState(t: Test, live: LiveGuest, state: (typeof STATES)[number]): Promise<void> {
   t.equal(await live.status(), state, `the guest is ${state}`);
@@ -217,6 +234,20 @@ for (const qemu of await liveQemus())
       const { code, stderr } = await ended;
       t.equal(code, 0);
       t.match(stderr, /warning: somebody else had the guest run/);
+    });
+
+    await t.test('our watchdog is killed in the middle', async (t) => {
+      await setState(live, 'running');
+      const fifo = new StuckFifo(live);
+      const { child, ended } = startCli(['dump', live.source, '-o', fifo.path]);
+      await fifo.begun(ended);
+      const helpers = childrenOf(child.pid!);
+      t.equal(helpers.length, 1);
+      for (const pid of helpers) process.kill(pid, 'SIGKILL');
+      await fifo.drain();
+      const { code, stderr } = await ended;
+      t.equal(code, 0, stderr);
+      await checkRunState(t, live, 'running');
     });
 
     for (const [state, way] of [['paused', 'file'], ...WAYS.map((way) => ['running', way] as const)] as const)
