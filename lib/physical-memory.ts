@@ -24,10 +24,11 @@ export interface DataRun {
   readonly end: number;
 }
 
-/** A place in an open file. */
+/** A place in an open file, for pread(2). */
 export interface FilePlace {
+  /** descriptor; it is not the reader's to close */
   readonly fd: number;
-  /** in bytes */
+  /** from the start of the file, in bytes */
   readonly offset: number;
 }
 
@@ -44,7 +45,10 @@ export interface Backing {
    * A backing that cannot tell omits the method.
    */
   nextData?(offset: number, end: number): DataRun | null;
-  /** Where bytes are in a file that has them as they are; a backing without such a file omits the method. */
+  /**
+   * Where the byte at `offset` is in a file that has all bytes as they are, good until `close`; a backing without such a
+   * file omits the method.
+   */
   locate?(offset: number): FilePlace;
   /** Releases what the backing holds. */
   close(): void;

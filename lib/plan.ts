@@ -49,7 +49,7 @@ export interface DumpRequest {
   readonly codec?: 'fast' | 'portable' | undefined;
   /** kdump: threads that compress; as many as the machine has by default. The bytes do not depend on it */
   readonly threads?: number | undefined;
-  /** kdump: 1, the default, is fast, 2 is smaller; zlib goes on to 9 */
+  /** kdump: 1, the default, is fast, 2 is smaller; zlib knows higher ones (`portable`: up to 9) */
   readonly level?: number | undefined;
   /** win-dmp: look for KDBG in a guest without a dump header of its driver's; true by default */
   readonly findKdbg?: boolean | undefined;

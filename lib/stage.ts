@@ -15,6 +15,7 @@
  */
 
 import { Readable, Transform, Writable } from 'streamx';
+import type { FilePlace } from './physical-memory.js';
 
 /** A contiguous run of guest physical memory on its way through the stages. */
 export interface Chunk {
@@ -36,10 +37,7 @@ export interface Chunk {
 }
 
 /** Bytes of guest memory that are still in a file: any thread of the process may read them with pread(2). */
-export interface UnreadBytes {
-  readonly fd: number;
-  /** offset of the first byte in the file */
-  readonly offset: number;
+export interface UnreadBytes extends FilePlace {
   /** Reads them all, or tells why that does not work. @throws VmcoreError READ, TRUNCATED */
   read(into: Uint8Array): Promise<void>;
 }

@@ -7,22 +7,15 @@ import type { Socket } from 'node:net';
 import { constants as os } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { VmcoreError } from '../errors.js';
-import type { Libc } from '../libc.js';
 import {
   CMSG_ALIGN,
   CMSG_DATA,
   CMSG_LEVEL,
   CMSG_TYPE,
-  IOVEC_BYTES,
-  IOVEC_LENGTH,
-  MSGHDR_BYTES,
-  MSGHDR_CONTROL,
-  MSGHDR_CONTROL_LENGTH,
-  MSGHDR_IOV,
-  MSGHDR_IOV_COUNT,
   MSG_DONTWAIT,
   SCM_RIGHTS,
   SOL_SOCKET,
+  SocketMessage,
   socketLibc,
 } from './socket-message.js';
 
@@ -73,7 +66,7 @@ export async function sendWithDescriptors(socket: Socket, text: string, fds: rea
   const fd = descriptorOf(socket);
   if (!c || fd === null) throw new VmcoreError('UNSUPPORTED', 'descriptors cannot be passed over this socket');
   const data = Buffer.from(text);
-  const message = new Message(c, data, fds);
+  const message = new SocketMessage(c, data, controlOf(fds));
   while (socket.writableLength > 0 && !socket.destroyed) await sleep(STEP);
   for (;;) {
     if (socket.destroyed) throw new VmcoreError('WRITE', 'the connection was closed');
@@ -87,27 +80,6 @@ export async function sendWithDescriptors(socket: Socket, text: string, fds: rea
     if (errno !== os.errno.EAGAIN && errno !== os.errno.EINTR)
       throw new VmcoreError('WRITE', `sendmsg failed with errno ${errno}`);
     await sleep(STEP);
-  }
-}
-
-/** A `struct msghdr` and what it points to. */
-class Message {
-  readonly header = Buffer.alloc(MSGHDR_BYTES);
-  readonly #iovec = Buffer.alloc(IOVEC_BYTES);
-  readonly #control: Buffer;
-
-  constructor(
-    c: Libc,
-    private readonly data: Buffer,
-    fds: readonly number[],
-  ) {
-    this.#control = controlOf(fds);
-    this.#iovec.writeBigUInt64LE(c.address(this.data));
-    this.#iovec.writeBigUInt64LE(BigInt(data.length), IOVEC_LENGTH);
-    this.header.writeBigUInt64LE(c.address(this.#iovec), MSGHDR_IOV);
-    this.header.writeBigUInt64LE(1n, MSGHDR_IOV_COUNT);
-    this.header.writeBigUInt64LE(c.address(this.#control), MSGHDR_CONTROL);
-    this.header.writeBigUInt64LE(BigInt(this.#control.length), MSGHDR_CONTROL_LENGTH);
   }
 }
 

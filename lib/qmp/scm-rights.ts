@@ -15,16 +15,10 @@ import {
   CMSG_DATA,
   CMSG_LEVEL,
   CMSG_TYPE,
-  IOVEC_BYTES,
-  IOVEC_LENGTH,
-  MSGHDR_BYTES,
-  MSGHDR_CONTROL,
-  MSGHDR_CONTROL_LENGTH,
-  MSGHDR_IOV,
-  MSGHDR_IOV_COUNT,
   MSG_DONTWAIT,
   SCM_RIGHTS,
   SOL_SOCKET,
+  SocketMessage,
   socketLibc,
 } from './socket-message.js';
 
@@ -129,10 +123,7 @@ let readiness: Readiness | null = null;
 export class DescriptorReader {
   readonly #libc: Libc;
   readonly #readiness: Readiness;
-  readonly #data = Buffer.alloc(READ_BYTES);
-  readonly #control = Buffer.alloc(CONTROL_BYTES);
-  readonly #iovec = Buffer.alloc(IOVEC_BYTES);
-  readonly #message = Buffer.alloc(MSGHDR_BYTES);
+  readonly #message: SocketMessage;
   #ended = false;
 
   /**
@@ -148,11 +139,7 @@ export class DescriptorReader {
     this.#libc = library;
     readiness ??= new Readiness(library);
     this.#readiness = readiness;
-    this.#iovec.writeBigUInt64LE(library.address(this.#data));
-    this.#iovec.writeBigUInt64LE(BigInt(READ_BYTES), IOVEC_LENGTH);
-    this.#message.writeBigUInt64LE(library.address(this.#iovec), MSGHDR_IOV);
-    this.#message.writeBigUInt64LE(1n, MSGHDR_IOV_COUNT);
-    this.#message.writeBigUInt64LE(library.address(this.#control), MSGHDR_CONTROL);
+    this.#message = new SocketMessage(library, Buffer.alloc(READ_BYTES), Buffer.alloc(CONTROL_BYTES));
     this.#readiness.add(fd);
   }
 
@@ -160,9 +147,9 @@ export class DescriptorReader {
   async receive(): Promise<Received | null> {
     for (;;) {
       if (this.#ended || this.isClosed()) return null;
-      this.#message.writeBigUInt64LE(BigInt(CONTROL_BYTES), MSGHDR_CONTROL_LENGTH);
-      const count = this.#libc.recvmsg(this.fd, this.#message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-      if (count > 0) return { data: this.#data.subarray(0, count), descriptors: this.#descriptors() };
+      this.#message.controlLength = CONTROL_BYTES;
+      const count = this.#libc.recvmsg(this.fd, this.#message.header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+      if (count > 0) return { data: this.#message.data.subarray(0, count), descriptors: this.#descriptors() };
       if (count === 0) return null;
       const errno = this.#libc.errno();
       if (errno !== os.errno.EAGAIN && errno !== os.errno.EINTR) return null;
@@ -180,15 +167,13 @@ export class DescriptorReader {
 
   #descriptors(): number[] {
     const found: number[] = [];
-    const length = Number(this.#message.readBigUInt64LE(MSGHDR_CONTROL_LENGTH));
-    for (let at = 0; at + CMSG_DATA <= length;) {
-      const size = Number(this.#control.readBigUInt64LE(at));
+    const { control, controlLength } = this.#message;
+    for (let at = 0; at + CMSG_DATA <= controlLength;) {
+      const size = Number(control.readBigUInt64LE(at));
       if (size < CMSG_DATA) break;
       const isRights =
-        this.#control.readInt32LE(at + CMSG_LEVEL) === SOL_SOCKET &&
-        this.#control.readInt32LE(at + CMSG_TYPE) === SCM_RIGHTS;
-      if (isRights)
-        for (let fd = at + CMSG_DATA; fd + 4 <= at + size; fd += 4) found.push(this.#control.readInt32LE(fd));
+        control.readInt32LE(at + CMSG_LEVEL) === SOL_SOCKET && control.readInt32LE(at + CMSG_TYPE) === SCM_RIGHTS;
+      if (isRights) for (let fd = at + CMSG_DATA; fd + 4 <= at + size; fd += 4) found.push(control.readInt32LE(fd));
       at += Math.ceil(size / CMSG_ALIGN) * CMSG_ALIGN;
     }
     return found;

@@ -7,13 +7,13 @@
 import { endianness } from 'node:os';
 import { type Libc, libc } from '../libc.js';
 
-export const MSGHDR_BYTES = 56;
-export const MSGHDR_IOV = 16;
-export const MSGHDR_IOV_COUNT = 24;
-export const MSGHDR_CONTROL = 32;
-export const MSGHDR_CONTROL_LENGTH = 40;
-export const IOVEC_BYTES = 16;
-export const IOVEC_LENGTH = 8;
+const MSGHDR_BYTES = 56;
+const MSGHDR_IOV = 16;
+const MSGHDR_IOV_COUNT = 24;
+const MSGHDR_CONTROL = 32;
+const MSGHDR_CONTROL_LENGTH = 40;
+const IOVEC_BYTES = 16;
+const IOVEC_LENGTH = 8;
 export const CMSG_LEVEL = 8;
 export const CMSG_TYPE = 12;
 export const CMSG_DATA = 16;
@@ -26,4 +26,33 @@ export const MSG_DONTWAIT = 0x40;
 export function socketLibc(): Libc | null {
   const isKnown = ['x64', 'arm64', 'riscv64', 'loong64'].includes(process.arch) && endianness() === 'LE';
   return isKnown ? libc() : null;
+}
+
+/** A `struct msghdr`, and the data and the control messages that it points to. */
+export class SocketMessage {
+  /** for sendmsg(2) and recvmsg(2) */
+  readonly header = Buffer.alloc(MSGHDR_BYTES);
+  readonly #iovec = Buffer.alloc(IOVEC_BYTES);
+
+  constructor(
+    c: Libc,
+    readonly data: Buffer,
+    readonly control: Buffer,
+  ) {
+    this.#iovec.writeBigUInt64LE(c.address(data));
+    this.#iovec.writeBigUInt64LE(BigInt(data.length), IOVEC_LENGTH);
+    this.header.writeBigUInt64LE(c.address(this.#iovec), MSGHDR_IOV);
+    this.header.writeBigUInt64LE(1n, MSGHDR_IOV_COUNT);
+    this.header.writeBigUInt64LE(c.address(control), MSGHDR_CONTROL);
+    this.controlLength = control.length;
+  }
+
+  /** Bytes of control messages: room for them before recvmsg(2), what there is of them behind it. */
+  get controlLength(): number {
+    return Number(this.header.readBigUInt64LE(MSGHDR_CONTROL_LENGTH));
+  }
+
+  set controlLength(bytes: number) {
+    this.header.writeBigUInt64LE(BigInt(bytes), MSGHDR_CONTROL_LENGTH);
+  }
 }

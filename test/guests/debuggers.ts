@@ -1,6 +1,7 @@
 /** crash and drgn of Debian's releases, whatever Debian this machine runs: debuggers of many years on one machine. */
 import type { Debian } from './debian.js';
 import { type DebianPrograms, debianPrograms } from './debian-programs.js';
+import { debianPython, pythonFolders } from './debian-python.js';
 
 /** The Python that each release's drgn is for. */
 const PYTHONS = { bookworm: 'python3.11', trixie: 'python3.13', forky: 'python3.14' } as const;
@@ -21,12 +22,9 @@ function wanted(release: Debian['release']): DebianPrograms<'crash' | 'python3'>
     packages: ['crash', 'python3-drgn'],
     programs: {
       crash: { file: 'usr/bin/crash' },
-      python3: {
-        file: `usr/bin/${python}`,
-        environment: 'PYTHONHOME="$root/usr" PYTHONPATH= PYTHONDONTWRITEBYTECODE=1',
-      },
+      python3: debianPython(python),
     },
-    folders: ['usr/lib/python3', `usr/lib/${python}`],
+    folders: pythonFolders(python),
   };
 }
 

@@ -1,8 +1,11 @@
 /** Programs of Debian 13 (trixie), whatever Debian this machine runs. */
 import { type DebianPrograms, debianPrograms, needsDebianPrograms } from './debian-programs.js';
+import { debianPython, pythonFolders } from './debian-python.js';
 
 /** QEMU's firmware is in two packages. */
 const FIRMWARE = ['usr/share/qemu', 'usr/share/seabios'];
+
+const PYTHON = 'python3.13';
 
 const TRIXIE = {
   debian: { release: 'trixie', architecture: 'amd64' },
@@ -13,12 +16,9 @@ const TRIXIE = {
       args: FIRMWARE.map((folder) => `-L "$root/${folder}"`).join(' '),
     },
     makedumpfile: { file: 'usr/bin/makedumpfile' },
-    python3: {
-      file: 'usr/bin/python3.13',
-      environment: 'PYTHONHOME="$root/usr" PYTHONPATH= PYTHONDONTWRITEBYTECODE=1',
-    },
+    python3: debianPython(PYTHON),
   },
-  folders: [...FIRMWARE, 'usr/lib/python3', 'usr/lib/python3.13'],
+  folders: [...FIRMWARE, ...pythonFolders(PYTHON)],
 } as const satisfies DebianPrograms<string>;
 
 /** Paths of programs that start like any other. */

@@ -46,6 +46,16 @@ function slotOf(places: usize, bytes: u64, isFast: bool): usize {
   return places + ((<usize>hash) << 1);
 }
 
+/** Remembers a place by its bytes, and gives the one that had its slot before. */
+// @ts-ignore: decorator
+@inline
+function takeSlot(places: usize, bytes: u64, place: usize, isFast: bool): u32 {
+  const slot = slotOf(places, bytes, isFast);
+  const earlier = <u32>load<u16>(slot);
+  store<u16>(slot, <u16>place);
+  return earlier;
+}
+
 /** Whether the four bytes at an earlier place of the page are the lowest of `bytes`. */
 // @ts-ignore: decorator
 @inline
@@ -72,21 +82,15 @@ export function findMatch(places: usize, page: usize, from: usize, last: usize, 
   if (near > last) near = last;
   while (at < near) {
     const bytes = load<u64>(at);
-    const first = slotOf(places, bytes, isFast);
-    const firstEarlier = <u32>load<u16>(first);
-    store<u16>(first, <u16>(at - page));
-    if (isAlike(page, firstEarlier, bytes)) return found(at - page, firstEarlier);
-    const second = slotOf(places, bytes >>> 8, isFast);
-    const secondEarlier = <u32>load<u16>(second);
-    store<u16>(second, <u16>(at + 1 - page));
-    if (isAlike(page, secondEarlier, bytes >>> 8)) return found(at + 1 - page, secondEarlier);
+    const first = takeSlot(places, bytes, at - page, isFast);
+    if (isAlike(page, first, bytes)) return found(at - page, first);
+    const second = takeSlot(places, bytes >>> 8, at + 1 - page, isFast);
+    if (isAlike(page, second, bytes >>> 8)) return found(at + 1 - page, second);
     at += 2;
   }
   while (at < last) {
     const bytes = load<u64>(at);
-    const slot = slotOf(places, bytes, isFast);
-    const earlier = <u32>load<u16>(slot);
-    store<u16>(slot, <u16>(at - page));
+    const earlier = takeSlot(places, bytes, at - page, isFast);
     if (isAlike(page, earlier, bytes)) return found(at - page, earlier);
     at += 1 + ((at - from) >>> (isFast ? FAST_SKIP_SHIFT : SMALL_SKIP_SHIFT));
   }
