@@ -3,8 +3,18 @@
 import { execFileSync, spawn, spawnSync } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
 import { once } from 'node:events';
-import { chmodSync, closeSync, constants, mkdirSync, openSync, readdirSync, readFileSync, readSync } from 'node:fs';
-import { join } from 'node:path';
+import {
+  chmodSync,
+  closeSync,
+  constants,
+  cpSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  readSync,
+} from 'node:fs';
+import { basename, dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t, { type Test } from 'tap';
 import { checkFailure, CLI, type CliResult, hasPartial, runCli, runShell, startCli, until } from '../cli/run-cli.js';
@@ -60,6 +70,18 @@ class StuckFifo {
     await once(reader.stdout, 'data');
     closeSync(this.#fd);
   }
+}
+
+/**
+ * Copies the command line to where everybody may read it: the checkout can be in a folder that is its owner's alone.
+ * @returns the program
+ */
+function copyForAnybody(folder: string): string {
+  const copy = join(folder, 'package');
+  cpSync(dirname(CLI), join(copy, 'dist/cli'), { recursive: true });
+  cpSync(join(dirname(CLI), '../../package.json'), join(copy, 'package.json'));
+  execFileSync('chmod', ['-R', 'a+rX', copy]);
+  return join(copy, 'dist/cli', basename(CLI));
 }
 
 type Failure = (live: LiveGuest, way: string) => Promise<CliResult>;
@@ -163,19 +185,10 @@ for (const qemu of await liveQemus())
       await setState(live, 'running');
       chmodSync(live.folder, 0o777);
       chmodSync(live.socket, 0o777);
+      const cli = copyForAnybody(live.folder);
       // tap has processes load a module that writes where nobody may not.
-      const nobody = [
-        '--reuid',
-        '65534',
-        '--regid',
-        '65534',
-        '--clear-groups',
-        'env',
-        '-u',
-        'NODE_OPTIONS',
-        process.execPath,
-        CLI,
-      ];
+      const identity = ['--reuid', '65534', '--regid', '65534', '--clear-groups'];
+      const nobody = [...identity, 'env', '-u', 'NODE_OPTIONS', process.execPath, cli];
       const run = (...args: string[]) =>
         spawnSync('setpriv', [...nobody, 'dump', live.source, '--force', ...args], {
           encoding: 'utf8',
