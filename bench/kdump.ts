@@ -8,6 +8,7 @@ import { spawnSync } from 'node:child_process';
 import { mkdtempSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { roomyFolder } from '../test/guests/qemu.js';
+import { printKernelSpeed } from './kernel-alone.js';
 import { bootFullLinux } from './linux-guest.js';
 import { withMemoryFile, withTerabyte } from './memory-file.js';
 import { bestOf, heading, type Measurement, measure, measureProcess, row } from './measure.js';
@@ -90,6 +91,8 @@ try {
     line('vmcore, kdump-raw-snappy', snappy, mdLzo);
     console.log(`\nshare of two cores that was not compressing, from opening the source to the last byte`);
     for (const share of shares) console.log(`  ${share}`);
+    console.log('\nthe page kernel alone, on pages of this guest:');
+    await printKernelSpeed(qemu.ramFile);
   } finally {
     await qemu.quit();
   }
