@@ -279,6 +279,22 @@ for (const qemu of await liveQemus())
         await checkRunState(t, live, state);
       });
 
+    for (const way of WAYS)
+      await t.test(`Ctrl-C twice, ${way}`, async (t) => {
+        await setState(live, 'running');
+        const fifo = new StuckFifo(live);
+        const { child, ended } = startCli(['dump', live.source, '--memory-path', way, '-o', fifo.path], {
+          detached: true,
+        });
+        await fifo.begun(ended);
+        // The second one ends it at once, wherever giving up has got to.
+        for (let i = 0; i < 2; i++) process.kill(-child.pid!, 'SIGINT');
+        const { code, signal } = await ended;
+        t.ok(code === 130 || signal === 'SIGINT', `code ${code}, signal ${signal}`);
+        await until(async () => (await live.status()) === 'running');
+        await checkRunState(t, live, 'running');
+      });
+
     await t.test('then the monitor is free again', async (t) => {
       const { code, stderr } = await runCli(['dump', live.source, '-o', join(live.folder, 'next')]);
       t.equal(code, 0, stderr);
