@@ -74,7 +74,11 @@ def pages():
     counts = Counter()
     for page in for_each_page(program):
         counts["all"] += 1
-        counts.update(name for name, is_kind in kinds.items() if is_kind(page))
+        try:
+            counts.update([name for name, is_kind in kinds.items() if is_kind(page)])
+        except drgn.FaultError:
+            # Holes between blocks of RAM have none.
+            counts["without a struct page"] += 1
     yield from (f"{name} {count}" for name, count in sorted(counts.items()))
 
 
