@@ -23,16 +23,29 @@ const ADDRESS = 0x000f_ffff_ffff_f000n;
 /** The same in its upper half. */
 const HIGH_ADDRESS = 0x000f_ffff;
 const FOUR_GIB = 2 ** 32;
-/** Tables have 512 entries of 8 bytes. */
-const TABLE_ENTRIES = 512;
-/** Linear addresses have 12 bits for a byte of a page and 9 for each level. */
+/** Linear addresses have 12 bits for a byte of a page, and a number for each level. */
 const PAGE_BITS = 12;
-const LEVEL_BITS = 9;
-/** Levels at which an entry may map a page: 1 (4 KiB), 2 (2 MiB) and 3 (1 GiB). */
-const LARGEST_LEAF_LEVEL = 3;
-/** PAE has a top table of 4 entries, and they map no page (Intel SDM vol. 3, 4.4) */
-const PAE_LEVELS = 3;
-const PAE_BITS = 32;
+
+/** A kind of page tables. */
+interface TableFormat {
+  readonly entryBytes: 4 | 8;
+  /** bits of a linear address for each level: a table has 2^levelBits entries */
+  readonly levelBits: number;
+  /** bits of a linear address */
+  readonly bits: number;
+  /** bytes of a pointer of a kernel that has such tables */
+  readonly long: 4 | 8;
+  /** the highest level at which an entry may map a page, and not a table */
+  readonly largestLeafLevel: number;
+}
+
+/** The kinds by their number of levels (Intel SDM vol. 3, 4.3 to 4.5). PAE's top table of 4 entries maps no page. */
+const TABLE_FORMATS: Readonly<Record<KernelTables['levels'], TableFormat>> = {
+  2: { entryBytes: 4, levelBits: 10, bits: 32, long: 4, largestLeafLevel: 2 },
+  3: { entryBytes: 8, levelBits: 9, bits: 32, long: 4, largestLeafLevel: 2 },
+  4: { entryBytes: 8, levelBits: 9, bits: 48, long: 8, largestLeafLevel: 3 },
+  5: { entryBytes: 8, levelBits: 9, bits: 57, long: 8, largestLeafLevel: 3 },
+};
 /** Where 32-bit kernels can have been configured to begin (PAGE_OFFSET, arch/x86/Kconfig, VMSPLIT_*) */
 const PAGE_OFFSETS = [0xc000_0000n, 0xb000_0000n, 0x8000_0000n, 0x7800_0000n, 0x4000_0000n] as const;
 /** Upper 32 bits of the least address that a 64-bit kernel has, with any number of levels */
@@ -42,7 +55,7 @@ const KERNEL_HALF = 0xff00_0000;
 export interface Translation {
   /** guest physical address; memory is there */
   readonly paddr: number;
-  /** bytes from there to the end of the page, which is one of 4 KiB, 2 MiB or 1 GiB */
+  /** bytes from there to the end of the page, which is one of 4 KiB, 2 MiB, 4 MiB or 1 GiB */
   readonly length: number;
 }
 
@@ -50,8 +63,8 @@ export interface Translation {
 export interface KernelTables {
   /** guest physical address of the top table */
   readonly root: number;
-  /** 3 is PAE, of a 32-bit kernel */
-  readonly levels: 3 | 4 | 5;
+  /** those of a 32-bit kernel are 3 with PAE, 2 without */
+  readonly levels: 2 | 3 | 4 | 5;
   /** where a 32-bit kernel begins, virtual */
   readonly pageOffset?: bigint;
   /** bits of an entry that are no part of an address though they are among its bits; 0 without memory encryption */
@@ -77,6 +90,7 @@ interface Table {
 export class KernelMemory {
   readonly #memory: PhysicalMemory;
   readonly #tables: KernelTables;
+  readonly #format: TableFormat;
   readonly #highAddress: number;
   readonly #lowAddress: number;
   /** the last table of each level, as arrays are read in order */
@@ -85,6 +99,7 @@ export class KernelMemory {
   constructor(memory: PhysicalMemory, tables: KernelTables) {
     this.#memory = memory;
     this.#tables = tables;
+    this.#format = TABLE_FORMATS[tables.levels];
     const address = ADDRESS & ~tables.encryptionMask;
     this.#highAddress = Number(address >> 32n) & HIGH_ADDRESS;
     this.#lowAddress = Number(address & 0xffff_ffffn);
@@ -93,7 +108,7 @@ export class KernelMemory {
 
   /** Bytes of a pointer or long. */
   get long(): 4 | 8 {
-    return this.#tables.levels === PAE_LEVELS ? 4 : 8;
+    return this.#format.long;
   }
 
   /** Guest physical address of the top table. */
@@ -107,18 +122,16 @@ export class KernelMemory {
    * @throws VmcoreError READ, TRUNCATED
    */
   translate(vaddr: bigint, footprint?: Footprint): Translation | null {
-    const { levels } = this.#tables;
+    const { bits, levelBits } = this.#format;
     if (!this.#isLinear(vaddr)) return null;
-    const linear = BigInt.asUintN(this.#bits, vaddr);
+    const linear = BigInt.asUintN(bits, vaddr);
     let table = this.#tables.root;
-    for (let level: number = levels; ; level--) {
+    for (let level: number = this.#tables.levels; ; level--) {
       const words = this.#table(level, table);
       if (!words) return null;
       footprint?.table(table);
-      const shift = BigInt(PAGE_BITS + LEVEL_BITS * (level - 1));
-      const index = Number(linear >> shift) % TABLE_ENTRIES;
-      const low = words[2 * index]!;
-      const target = (words[2 * index + 1]! & this.#highAddress) * FOUR_GIB + ((low & this.#lowAddress) >>> 0);
+      const shift = BigInt(PAGE_BITS + levelBits * (level - 1));
+      const { low, target } = this.#entry(words, Number(linear >> shift) % 2 ** levelBits);
       if ((low & P) === 0) return null;
       if (level === 1 || (low & PS) !== 0) return this.#leaf(level, target, linear & ((1n << shift) - 1n), shift);
       table = target;
@@ -168,23 +181,29 @@ export class KernelMemory {
     return this.#tables.pageOffset === undefined ? KERNEL_HALF : Number(this.#tables.pageOffset);
   }
 
-  get #bits(): number {
-    const { levels } = this.#tables;
-    return levels === PAE_LEVELS ? PAE_BITS : PAGE_BITS + LEVEL_BITS * levels;
+  /** An entry of a table: its low 32 bits, and the address in it. */
+  #entry(words: Uint32Array, index: number): { readonly low: number; readonly target: number } {
+    if (this.#format.entryBytes === 4) {
+      const low = words[index]!;
+      return { low, target: (low & this.#lowAddress) >>> 0 };
+    }
+    const low = words[2 * index]!;
+    const high = words[2 * index + 1]! & this.#highAddress;
+    return { low, target: high * FOUR_GIB + ((low & this.#lowAddress) >>> 0) };
   }
 
   /** Whether an address is canonical, or one of 32 bits. */
   #isLinear(vaddr: bigint): boolean {
-    const bits = this.#bits;
-    const signed = bits === PAE_BITS ? vaddr : BigInt.asIntN(bits, vaddr);
-    return BigInt.asUintN(bits === PAE_BITS ? bits : 64, signed) === vaddr;
+    const { bits, long } = this.#format;
+    if (long === 4) return BigInt.asUintN(bits, vaddr) === vaddr;
+    return BigInt.asUintN(64, BigInt.asIntN(bits, vaddr)) === vaddr;
   }
 
   #leaf(level: number, target: number, offset: bigint, shift: bigint): Translation | null {
-    // Bits of a large page's address that have to be 0; bit 12 is PAT.
+    // Bits of a large page's address that have to be 0, without PAE those above 4 GiB (PSE-36); bit 12 is PAT.
     const size = 2 ** Number(shift);
     const base = level === 1 ? target : target - (target % (2 * PAGE_SIZE));
-    if (level > LARGEST_LEAF_LEVEL || (level === PAE_LEVELS && this.long === 4) || base % size !== 0) return null;
+    if (level > this.#format.largestLeafLevel || base % size !== 0) return null;
     const paddr = base + Number(offset);
     return this.#memory.has(paddr) ? { paddr, length: size - Number(offset) } : null;
   }
@@ -200,7 +219,7 @@ export class KernelMemory {
 }
 
 function emptyTable(): Table {
-  const words = new Uint32Array(2 * TABLE_ENTRIES);
+  const words = new Uint32Array(PAGE_SIZE / 4);
   return { address: -1, words, bytes: new Uint8Array(words.buffer) };
 }
 
@@ -212,7 +231,7 @@ function emptyTable(): Table {
 export function kernelMemory(memory: PhysicalMemory, symbols: KernelSymbols): KernelMemory {
   const { info, guest } = symbols;
   const top = info.symbol('init_top_pgt') ?? info.symbol('init_level4_pgt') ?? symbols.symbol('swapper_pg_dir');
-  for (const tables of symbols.long === 8 ? longModeTables(symbols, top) : paeTables(symbols, top)) {
+  for (const tables of symbols.long === 8 ? longModeTables(symbols, top) : tablesOf32(symbols, top)) {
     if (tables.root < 0 || tables.root % PAGE_SIZE !== 0) continue;
     const kernel = new KernelMemory(memory, tables);
     if (kernel.translate(top)?.paddr === tables.root) return kernel;
@@ -235,15 +254,11 @@ function longModeTables(symbols: KernelSymbols, top: bigint): KernelTables[] {
 }
 
 /** VMCOREINFO does not say where a 32-bit kernel begins: there are few places. */
-function paeTables({ info, guest }: KernelSymbols, top: bigint): KernelTables[] {
-  if (info.get('CONFIG_X86_PAE') !== 'y')
-    throw new VmcoreError(
-      'UNSUPPORTED',
-      `${guest}: the guest's kernel is one of 32 bits without PAE, whose pages cannot be told apart yet; dump without a level above 1`,
-    );
+function tablesOf32({ info }: KernelSymbols, top: bigint): KernelTables[] {
+  const levels = info.get('CONFIG_X86_PAE') === 'y' ? 3 : 2;
   return PAGE_OFFSETS.filter((pageOffset) => pageOffset <= top).map((pageOffset) => ({
     root: Number(top - pageOffset),
-    levels: PAE_LEVELS,
+    levels,
     encryptionMask: 0n,
     pageOffset,
   }));

@@ -52,6 +52,8 @@ export interface PageLayout {
   /** offset of the byte that holds the order of a compound page, from the start of its first struct page */
   readonly compoundOrder: number;
   readonly huge: HugeMark;
+  /** orders that huge pages have: of 2 MiB and 1 GiB, of 32 bits with PAE of 2 MiB, without of 4 MiB */
+  readonly hugeOrders: readonly number[];
   readonly lruFlag: BitMask;
   readonly privateFlag: BitMask;
   readonly swapCacheFlag: BitMask;
@@ -107,6 +109,7 @@ export function pageLayout(symbols: KernelSymbols, level: number): PageLayout {
       ? int32(symbols.number('PAGE_BUDDY_MAPCOUNT_VALUE'))
       : optionalValue(symbols, 'PAGE_BUDDY_MAPCOUNT_VALUE'),
     huge: hugeMark(symbols, Number(size)),
+    hugeOrders: hugeOrders(symbols),
     compoundOrder: compoundOrder(symbols, Number(size)),
     offline: optionalValue(symbols, 'PAGE_OFFLINE_MAPCOUNT_VALUE'),
     unaccepted: optionalValue(symbols, 'PAGE_UNACCEPTED_MAPCOUNT_VALUE'),
@@ -126,6 +129,11 @@ function slabValue(symbols: KernelSymbols): number | null {
   const value = optionalValue(symbols, 'PAGE_SLAB_MAPCOUNT_VALUE');
   if (value === null) symbols.bit('PG_slab');
   return value;
+}
+
+function hugeOrders({ info, long }: KernelSymbols): readonly number[] {
+  if (long === 8) return [9, 18];
+  return info.get('CONFIG_X86_PAE') === 'y' ? [9] : [10];
 }
 
 function compoundOrder(symbols: KernelSymbols, size: number): number {

@@ -27,8 +27,6 @@ const MAPPING_ANON = 1;
 const MISALIGNED = 4;
 /** _mapcount of a page that is mapped nowhere; what is below is a page type, which pages of files and processes have not. */
 const NO_TYPE = -1;
-/** Orders of the huge pages of x86_64: 2 MiB and 1 GiB */
-const HUGE_ORDERS: readonly number[] = [9, 18];
 /** Compound pages are smaller than this on any machine; what is above is no order. */
 const MAX_COMPOUND_ORDER = 18;
 
@@ -250,7 +248,8 @@ export class PageScanner {
 
   #hugePage(at: number, pfn: number, pages: PageArray): Verdict {
     const order = this.#order(at, pfn);
-    if (order === null || !HUGE_ORDERS.includes(order) || this.#has(at, this.#layout.lruFlag)) return 'undecided';
+    if (order === null || !this.#layout.hugeOrders.includes(order) || this.#has(at, this.#layout.lruFlag))
+      return 'undecided';
     this.#beginCompound(at, pfn, order, 'user', pages);
     this.#group.huge = true;
     return 'user';

@@ -82,9 +82,17 @@ const GUESTS = {
     below4g: 3 * GIB,
     cpu: FOUR_LEVELS,
   },
-  'busy-6.1-686': {
+  'busy-6.1-686-pae': {
     // No high memory: an ELF with `--paging`, which makedumpfile needs, has only what page tables map.
     about: 'Linux 6.1 for i386 with PAE, FLATMEM',
+    kernel: '6.1-686-pae',
+    machine: 'pc',
+    memory: 512 * MIB,
+    below4g: 512 * MIB,
+    cpu: NO_LONG_MODE,
+  },
+  'busy-6.1-686': {
+    about: 'Linux 6.1 for i386 without PAE, FLATMEM, huge pages of 4 MiB',
     kernel: '6.1-686',
     machine: 'pc',
     memory: 512 * MIB,
@@ -99,6 +107,7 @@ export type BusyName = keyof typeof GUESTS;
 export const BUSY_NAMES = [
   'busy-6.1',
   'busy-6.12',
+  'busy-6.1-686-pae',
   'busy-6.1-686',
   'busy-6.1-5g',
   'busy-6.12-5g',
@@ -144,7 +153,9 @@ for module in $(busybox cat /modules); do busybox insmod $module; done
 mm=/sys/kernel/mm
 
 [ ! -d $mm/hugepages/hugepages-1048576kB ] || echo 1 > $mm/hugepages/hugepages-1048576kB/nr_hugepages
-echo 6 > $mm/hugepages/hugepages-2048kB/nr_hugepages
+for size in 2048kB 4096kB; do
+  [ ! -d $mm/hugepages/hugepages-$size ] || echo 6 > $mm/hugepages/hugepages-$size/nr_hugepages
+done
 echo madvise > $mm/transparent_hugepage/enabled
 echo 4000 > $mm/ksm/pages_to_scan
 echo 1 > $mm/ksm/run

@@ -16,10 +16,13 @@ interface KernelPackage {
 const KERNELS = {
   '6.1': { debian: { release: 'bookworm', architecture: 'amd64' }, metaPackage: 'linux-image-cloud-amd64' },
   '6.12': { debian: { release: 'trixie', architecture: 'amd64' }, metaPackage: 'linux-image-cloud-amd64' },
-  '6.1-686': { debian: { release: 'bookworm', architecture: 'i386' }, metaPackage: 'linux-image-686-pae' },
+  '6.1-686-pae': { debian: { release: 'bookworm', architecture: 'i386' }, metaPackage: 'linux-image-686-pae' },
+  '6.1-686': { debian: { release: 'bookworm', architecture: 'i386' }, metaPackage: 'linux-image-686' },
 } as const satisfies Record<string, KernelPackage>;
 
 export type KernelName = keyof typeof KERNELS;
+
+export const KERNEL_NAMES = Object.keys(KERNELS) as KernelName[];
 
 /** In the order in which they go in. Those that a kernel has built in are not in its package. */
 const MODULES = [

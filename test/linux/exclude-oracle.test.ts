@@ -52,6 +52,7 @@ const ORACLES: readonly Oracle[] = [
   { guest: 'busy-6.1-5g', ...newest },
   { guest: 'busy-6.12', ...newest },
   { guest: 'busy-6.12-5g', ...newest },
+  { guest: 'busy-6.1-686-pae', ...i386 },
   { guest: 'busy-6.1-686', ...i386 },
 ];
 

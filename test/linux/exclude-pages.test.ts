@@ -192,7 +192,7 @@ t.test('refuses guests that do not say enough', async (t) => {
   const stream = { name, arch, blocks, cpus, notes, memory: null, chunks: () => guest.chunks(), close: () => {} };
   await t.rejects(excludePages(stream, { level: 2 }), { code: 'UNSUPPORTED', message: 'stream' });
   const small = withLines(kernel, { 'SIZE(list_head)': '8' });
-  await t.rejects(excludePages(small, { level: 2 }), { code: 'UNSUPPORTED', message: '32 bits without PAE' });
+  await t.rejects(excludePages(small, { level: 2 }), { code: 'BAD_INPUT', message: 'page tables' });
   const signal = AbortSignal.abort();
   await t.rejects(excludePages(guest, { level: 2, signal }), { code: 'ABORTED' });
 });

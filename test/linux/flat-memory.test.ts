@@ -1,9 +1,9 @@
-/** A 32-bit kernel with PAE: FLATMEM, struct pages of 40 bytes, longs of 4. */
+/** 32-bit kernels, with and without PAE: FLATMEM, struct pages of 40 bytes, longs of 4. */
 
-import t from 'tap';
+import t, { type Test } from 'tap';
 import { encodeNote, NOTE_NAME_VMCOREINFO } from '../../lib/formats/notes.js';
 import { excludePages } from '../../lib/linux/exclude-pages.js';
-import { PageTables } from './page-tables.js';
+import { pageBits, PAGE_TABLE_MEMORY, PageTables } from './page-tables.js';
 
 const PAGE_OFFSET = 0xc000_0000n;
 const PAGE_STRUCT = 40;
@@ -20,7 +20,21 @@ const OBJECT = 0xc012_3450;
 
 const hex = (paddr: number) => (PAGE_OFFSET + BigInt(paddr)).toString(16);
 
-const VMCOREINFO = `OSRELEASE=6.1.0-686-pae
+/** What PAE makes different. */
+interface Kind {
+  readonly levels: 2 | 3;
+  /** of huge pages */
+  readonly order: 9 | 10;
+  /** line of VMCOREINFO */
+  readonly config: string;
+}
+
+const KINDS = {
+  PAE: { levels: 3, order: 9, config: 'CONFIG_X86_PAE=y\n' },
+  'no PAE': { levels: 2, order: 10, config: '' },
+} as const satisfies Record<string, Kind>;
+
+const VMCOREINFO = `OSRELEASE=6.1.0-686
 PAGESIZE=4096
 SYMBOL(swapper_pg_dir)=${hex(0)}
 SYMBOL(mem_map)=${hex(MEM_MAP_POINTER)}
@@ -47,13 +61,13 @@ NUMBER(PG_slab)=9
 NUMBER(PG_head_mask)=${HEAD}
 NUMBER(PAGE_BUDDY_MAPCOUNT_VALUE)=-129
 NUMBER(HUGETLB_PAGE_DTOR)=2
-CONFIG_X86_PAE=y
 `;
 
-function kernel() {
-  const tables = new PageTables({ levels: 3, encryptionMask: 0n });
-  tables.map(PAGE_OFFSET, 0n, 2);
-  tables.map(PAGE_OFFSET + 0x20_0000n, 0x20_0000n, 2);
+function kernel({ levels }: Kind = KINDS.PAE) {
+  const tables = new PageTables({ levels, encryptionMask: 0n });
+  // All memory that can be written, in large pages.
+  for (let paddr = 0n; paddr < PAGE_TABLE_MEMORY; paddr += 1n << pageBits({ levels }, 2))
+    tables.map(PAGE_OFFSET + paddr, paddr, 2);
   const view = new DataView(tables.bytes.buffer);
   view.setUint32(MEM_MAP_POINTER, Number(PAGE_OFFSET) + MEM_MAP, true);
   view.setUint32(NODE + 12, PAGES, true);
@@ -66,11 +80,11 @@ function kernel() {
   return { tables, set };
 }
 
-const guestOf = (tables: PageTables, text = VMCOREINFO) =>
-  tables.guest([encodeNote(NOTE_NAME_VMCOREINFO, 0, Buffer.from(text))]);
+const guestOf = (tables: PageTables, { config }: Kind = KINDS.PAE, text = VMCOREINFO) =>
+  tables.guest([encodeNote(NOTE_NAME_VMCOREINFO, 0, Buffer.from(text + config))]);
 
-t.test('each kind of page', async (t) => {
-  const { tables, set } = kernel();
+async function eachKindOfPage(t: Test, kind: Kind): Promise<void> {
+  const { tables, set } = kernel(kind);
   set(100, PAGE.flags, LRU);
   set(100, PAGE.mapping, OBJECT);
   set(200, PAGE.flags, LRU);
@@ -80,20 +94,31 @@ t.test('each kind of page', async (t) => {
   set(304, PAGE.mapcount, -129);
   set(304, PAGE.private, 2);
   set(1024, PAGE.flags, HEAD);
-  for (let pfn = 1025; pfn < 1536; pfn++)
+  for (let pfn = 1025; pfn < 1024 + 2 ** kind.order; pfn++)
     set(pfn, PAGE.compoundHead, Number(PAGE_OFFSET) + MEM_MAP + 1024 * PAGE_STRUCT + 1);
-  set(1025, 8, 2 | (9 << 8));
-  const { exclusion, undecided } = await excludePages(guestOf(tables), { level: 31 });
+  set(1025, 8, 2 | (kind.order << 8));
+  const { exclusion, undecided } = await excludePages(guestOf(tables, kind), { level: 31 });
   t.strictSame(
     [...exclusion.runs(0, 8 * PAGES, true)],
     [
       { start: 100, end: 101 },
       { start: 200, end: 201 },
       { start: 304, end: 308 },
-      { start: 1024, end: 1536 },
+      { start: 1024, end: 1024 + 2 ** kind.order },
     ],
   );
   t.equal(undecided, 0);
+}
+
+for (const [name, kind] of Object.entries(KINDS)) t.test(`each kind of page, ${name}`, (t) => eachKindOfPage(t, kind));
+
+t.test('a huge page of the other kind’s size is a contradiction', async (t) => {
+  const { tables, set } = kernel(KINDS.PAE);
+  set(1024, PAGE.flags, HEAD);
+  set(1025, 8, 2 | (KINDS['no PAE'].order << 8));
+  const { exclusion, undecided } = await excludePages(guestOf(tables), { level: 31 });
+  t.equal(exclusion.total, 0);
+  t.equal(undecided, 1);
 });
 
 t.test('what is no pointer of the kernel’s is a contradiction', async (t) => {
@@ -110,14 +135,14 @@ t.test('a mem_map that leads nowhere is refused', async (t) => {
   tables.bytes.fill(0, MEM_MAP_POINTER, MEM_MAP_POINTER + 4);
   await t.rejects(excludePages(guestOf(tables), { level: 31 }), { code: 'BAD_INPUT', message: 'mem_map' });
   const without = VMCOREINFO.replace(/SYMBOL\(contig_page_data\).*\n/, '');
-  await t.rejects(excludePages(guestOf(tables, without), { level: 31 }), {
+  await t.rejects(excludePages(guestOf(tables, KINDS.PAE, without), { level: 31 }), {
     code: 'UNSUPPORTED',
     message: 'contig_page_data',
   });
 });
 
-t.test('a kernel of 32 bits without PAE is refused', async (t) => {
-  const { tables } = kernel();
-  const guest = guestOf(tables, VMCOREINFO.replace('CONFIG_X86_PAE=y', ''));
-  await t.rejects(excludePages(guest, { level: 31 }), { code: 'UNSUPPORTED', message: 'PAE' });
+t.test('page tables of the other kind lead nowhere', async (t) => {
+  const { tables } = kernel(KINDS.PAE);
+  const guest = guestOf(tables, KINDS['no PAE']);
+  await t.rejects(excludePages(guest, { level: 31 }), { code: 'BAD_INPUT', message: 'page tables' });
 });
