@@ -2,6 +2,7 @@
  * kdump: us against QEMU's own dump and makedumpfile, on one paused Linux guest, in one run, to tmpfs.
  *
  *   npm run bench:kdump
+ *   npm run bench:kdump -- trixie    with the QEMU of Debian 13, which has kdump-raw-zlib
  */
 
 import { spawnSync } from 'node:child_process';
@@ -44,7 +45,7 @@ function kernelShare(format: string, source: readonly string[]): string {
 }
 
 try {
-  const { qemu, source, nonZeroBytes } = await bootFullLinux(folder, 2 * GIB, 510 * MIB);
+  const { qemu, source, nonZeroBytes, version, hasRaw } = await bootFullLinux(folder, 2 * GIB, 510 * MIB);
   try {
     const ours = (format: string, ...more: string[]) =>
       once(() => measure([process.execPath, CLI, 'dump', ...source, '-f', format, '-o', out, ...more]));
@@ -66,9 +67,10 @@ try {
     const mdZlib = await makedumpfile('-c');
     const mdLzo = await makedumpfile('-l');
     // QEMU comes last: its dump leaves the memory file without holes.
-    const own = await once(() =>
-      measureProcess(qemu.pid, () => qemu.dump({ paging: false, file: out, format: 'kdump-zlib' })),
-    );
+    const own = (format: 'kdump-zlib' | 'kdump-raw-zlib') =>
+      once(() => measureProcess(qemu.pid, () => qemu.dump({ paging: false, file: out, format })));
+    const ownZlib = await own('kdump-zlib');
+    const ownRawZlib = hasRaw ? await own('kdump-raw-zlib') : ownZlib;
 
     const line = (name: string, { measurement, bytes }: Result, peer?: Result) =>
       console.log(
@@ -76,14 +78,17 @@ try {
           peer ? `  ${((100 * bytes) / peer.bytes).toFixed(1)} %` : ''
         }`,
       );
-    console.log(`guest of 2 GiB, ${(nonZeroBytes / MIB).toFixed(0)} MiB of it not zero; in ${folder}\n`);
+    console.log(
+      `QEMU ${version}, guest of 2 GiB, ${(nonZeroBytes / MIB).toFixed(0)} MiB of it not zero; in ${folder}\n`,
+    );
     console.log(`${heading('QEMU')}   size`);
-    line('QEMU, kdump-zlib', own);
-    line('vmcore, kdump-zlib (aim 0.25, 101 %)', zlib, own);
-    line('vmcore, kdump-raw-zlib', rawZlib, own);
-    line('vmcore, kdump-raw-zlib, one thread', oneThread, own);
-    line('vmcore, kdump-raw-zlib, --level 2', denserZlib, own);
-    line('makedumpfile -c -d 1', mdZlib, own);
+    line('QEMU, kdump-zlib', ownZlib);
+    if (hasRaw) line('QEMU, kdump-raw-zlib', ownRawZlib, ownZlib);
+    line('vmcore, kdump-zlib (aim 0.25, 101 %)', zlib, ownZlib);
+    line('vmcore, kdump-raw-zlib', rawZlib, ownRawZlib);
+    line('vmcore, kdump-raw-zlib, one thread', oneThread, ownRawZlib);
+    line('vmcore, kdump-raw-zlib, --level 2', denserZlib, ownRawZlib);
+    line('makedumpfile -c -d 1', mdZlib, ownZlib);
     console.log(`\n${heading('makedumpfile')}   size`);
     line('makedumpfile -l -d 1', mdLzo);
     line('vmcore, kdump-raw-lzo (aim 0.40)', lzo, mdLzo);

@@ -10,6 +10,7 @@ import { readElf } from '../test/guests/elf-oracle.js';
 import { bootLinux, linuxKernel } from '../test/guests/linux.js';
 import { cacheFolder } from '../test/guests/places.js';
 import type { Qemu, QemuOptions } from '../test/guests/qemu.js';
+import { trixie } from '../test/guests/trixie.js';
 
 const MIB = 1 << 20;
 
@@ -20,6 +21,15 @@ export interface LinuxGuest {
   readonly source: readonly string[];
   /** bytes of memory that are not zero */
   readonly nonZeroBytes: number;
+  /** of QEMU, as 7.2 */
+  readonly version: string;
+  /** Whether QEMU has the kdump-raw formats (since 9.0). */
+  readonly hasRaw: boolean;
+}
+
+/** The QEMU that `-- trixie` on the command line asks for, which has kdump-raw-zlib; else the machine's. */
+async function chosenQemu(): Promise<Pick<QemuOptions, 'binary'>> {
+  return process.argv[2] === 'trixie' ? { binary: (await trixie()).qemu } : {};
 }
 
 /** Boots, fills and describes a guest. Its files go to `folder`. @param options more of QEMU's */
@@ -27,7 +37,7 @@ export async function bootFullLinux(
   folder: string,
   memory: number,
   filled: number,
-  { args = [], binary }: Pick<QemuOptions, 'args' | 'binary'> = {},
+  { args = [] }: Pick<QemuOptions, 'args'> = {},
 ): Promise<LinuxGuest> {
   const qemu = await bootLinux(await linuxKernel(cacheFolder()), {
     machine: 'pc',
@@ -35,7 +45,7 @@ export async function bootFullLinux(
     cpu: 'max,la57=off',
     args: ['-device', 'vmcoreinfo', ...args],
     base: folder,
-    ...(binary === undefined ? {} : { binary }),
+    ...(await chosenQemu()),
   });
   await qemu.stop();
   const nonZeroBytes = fillFreeMemory(qemu.ramFile, memory, filled);
@@ -44,7 +54,8 @@ export async function bootFullLinux(
   const vmcoreinfo = join(folder, 'vmcoreinfo.note');
   writeFileSync(vmcoreinfo, await vmcoreinfoOf(qemu, folder));
   const source = [`raw:${qemu.ramFile}`, '--registers', registers, '--vmcoreinfo', vmcoreinfo];
-  return { qemu, source, nonZeroBytes };
+  const { major, minor } = (await qemu.execute<{ qemu: { major: number; minor: number } }>('query-version')).qemu;
+  return { qemu, source, nonZeroBytes, version: `${major}.${minor}`, hasRaw: major >= 9 };
 }
 
 /** From a dump of one page, which has all the notes and leaves the memory file as sparse as it is. */

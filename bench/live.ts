@@ -10,7 +10,6 @@ import { spawnSync } from 'node:child_process';
 import { mkdtempSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { roomyFolder } from '../test/guests/qemu.js';
-import { trixie } from '../test/guests/trixie.js';
 import { bootFullLinux } from './linux-guest.js';
 
 const CLI = new URL('../cli/cli.js', import.meta.url).pathname;
@@ -62,9 +61,8 @@ function line(name: string, { seconds, paused, bytes }: Result, peer: Result): v
 }
 
 try {
-  const { qemu, nonZeroBytes } = await bootFullLinux(folder, 2 * GIB, 510 * MIB, {
+  const { qemu, nonZeroBytes, version, hasRaw } = await bootFullLinux(folder, 2 * GIB, 510 * MIB, {
     args: ['-qmp', `unix:${socket},server=on,wait=off`],
-    ...(process.argv[2] === 'trixie' ? { binary: (await trixie()).qemu } : {}),
   });
   try {
     /** QEMU's dump keeps the guest paused from its start to its end. */
@@ -75,7 +73,6 @@ try {
         const seconds = (performance.now() - started) / 1000;
         return { seconds, paused: seconds };
       });
-    const { major, minor } = (await qemu.execute<{ qemu: { major: number; minor: number } }>('query-version')).qemu;
     const results = new Map<string, Result>();
     for (const format of FORMATS) {
       results.set(`${format}, file`, await ours(format, '--memory-path', 'file'));
@@ -86,15 +83,13 @@ try {
       for (const way of WAYS) results.set(`${format}, ${way}`, await ours(format, '--memory-path', way));
     const elf = await own('elf');
     const zlib = await own('kdump-zlib');
-    const rawZlib = major >= 9 ? await own('kdump-raw-zlib') : zlib;
+    const rawZlib = hasRaw ? await own('kdump-raw-zlib') : zlib;
 
-    console.log(
-      `QEMU ${major}.${minor}, guest of 2 GiB, ${(nonZeroBytes / MIB).toFixed(0)} MiB of it not zero; in ${folder}`,
-    );
+    console.log(`QEMU ${version}, guest of 2 GiB, ${(nonZeroBytes / MIB).toFixed(0)} MiB of it not zero; in ${folder}`);
     console.log(`${''.padEnd(44)}${'time'.padStart(16)}  ${'guest paused'.padStart(16)}   size`);
     line('QEMU, elf', elf, elf);
     line('QEMU, kdump-zlib', zlib, zlib);
-    line(major >= 9 ? 'QEMU, kdump-raw-zlib' : 'QEMU has no kdump-raw-zlib: kdump-zlib', rawZlib, rawZlib);
+    line(hasRaw ? 'QEMU, kdump-raw-zlib' : 'QEMU has no kdump-raw-zlib: kdump-zlib', rawZlib, rawZlib);
     const aim = (name: string) =>
       name === 'kdump-zlib, file' ? ' (aim 0.30)' : name === 'kdump-zlib, file, copied first' ? ' (aim 0.10)' : '';
     for (const [name, result] of results) {
