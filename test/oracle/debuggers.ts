@@ -52,7 +52,7 @@ const GUESTS: Readonly<Record<string, CheckedGuest>> = {
   'busy-6.12-5g': busy('6.12', 'busy-6.12-5g'),
 };
 
-/** Those of 5 GiB take half an hour each. */
+/** Those of 5 GiB take ten minutes each. */
 const BY_DEFAULT = ['busy-6.1', 'busy-6.12', 'live-6.1', 'live-6.12'];
 
 const folder = mkdtempSync(join(roomyFolder(2 * GIB), 'vmcore-debuggers-'));
