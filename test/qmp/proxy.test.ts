@@ -8,7 +8,7 @@ import { isDeepStrictEqual } from 'node:util';
 import fc from 'fast-check';
 import t, { type Test } from 'tap';
 import { FORMATS } from '../../lib/plan.js';
-import { connectQmp } from '../../lib/qmp/client.js';
+import { connectQmp, type QmpConnection } from '../../lib/qmp/client.js';
 import { type Json, JsonStream } from '../../lib/qmp/json-parser.js';
 import { requestText } from '../../lib/qmp/json-text.js';
 import { QmpProxy } from '../../lib/qmp/proxy.js';
@@ -22,20 +22,23 @@ t.setTimeout(120_000);
 interface Setup {
   readonly qemu: FakeQemu;
   readonly proxy: QmpProxy;
+  /** the proxy's to QEMU */
+  readonly connection: QmpConnection;
   /** the proxy's socket */
   readonly path: string;
 }
 
 async function setup(t: Test, answer?: Answer, greeting?: string): Promise<Setup> {
   const qemu = await FakeQemu.start(answer, greeting);
-  const proxy = new QmpProxy(await connectQmp(qemu.path, { oob: true }));
+  const connection = await connectQmp(qemu.path, { oob: true });
+  const proxy = new QmpProxy(connection);
   const path = join(qemu.folder, 'proxy');
   await proxy.listen(`unix:${path}`);
   t.teardown(async () => {
     await proxy.close();
     qemu.close();
   });
-  return { qemu, proxy, path };
+  return { qemu, proxy, connection, path };
 }
 
 /** Values as messages have them. */
@@ -200,10 +203,12 @@ t.test('a client that floods and never reads waits for itself', async (t) => {
 });
 
 t.test('events pass as they are, to who has negotiated', async (t) => {
-  const { qemu, path } = await setup(t);
+  const { qemu, connection, path } = await setup(t);
   const wire = await Wire.connect(path);
   await wire.line();
+  const early = new Promise((heard) => connection.onEvent(heard));
   qemu.say('{"event": "EARLY", "timestamp": {"seconds": 1, "microseconds": 2}}');
+  await early;
   await wire.execute('qmp_capabilities');
   const events = [
     '{"timestamp": {"seconds": 1795476175, "microseconds": 766176}, "event": "STOP"}',
