@@ -24,6 +24,7 @@ import {
   type CoreReader,
   DEFAULT_ELF_LIMITS,
   type ElfLimits,
+  type LoadSegment,
   readCoreHeaders,
   readElfHeader,
   truncatedError,
@@ -115,8 +116,9 @@ class ForwardReader implements CoreReader {
     this.#front = larger;
   }
 
-  /** Goes forward to `offset`. @returns where it got to: less when the stream has ended */
+  /** Goes forward to `offset`. @returns where it got to: less when the stream has ended, more when it was beyond */
   async skipTo(offset: number): Promise<number> {
+    if (offset <= this.#position) return this.#position;
     if (this.#position < this.#frontLength) this.#advance(Math.min(offset, this.#frontLength) - this.#position);
     const nowhere = new Uint8Array(Math.min(SKIP_BYTES, offset - this.#position));
     while (this.#position < offset) {
@@ -170,6 +172,7 @@ class ElfStreamGuest implements Guest {
   readonly memory = null;
   readonly #reader: ForwardReader;
   readonly #stored: readonly StoredBlock[];
+  readonly #last: LoadSegment | null;
   #taken = false;
 
   constructor(reader: ForwardReader, headers: CoreHeaders, stored: readonly StoredBlock[]) {
@@ -180,6 +183,7 @@ class ElfStreamGuest implements Guest {
     this.blocks = stored.map(({ base, length }) => ({ base, length }));
     this.#reader = reader;
     this.#stored = stored;
+    this.#last = lastStored(headers.loads);
   }
 
   /** @throws VmcoreError UNSUPPORTED when it is called again */
@@ -187,7 +191,7 @@ class ElfStreamGuest implements Guest {
     if (this.#taken)
       throw new VmcoreError('UNSUPPORTED', `${this.name} is a stream, whose memory can be read only once`);
     this.#taken = true;
-    return new ElfStreamSource(this.#reader, this.#stored, options);
+    return new ElfStreamSource(this.#reader, this.#stored, this.#last, options);
   }
 
   close(): void {
@@ -203,7 +207,12 @@ class ElfStreamSource extends Source<Chunk> {
   /** with a range, reading stops behind it: whoever writes will find the stream closed */
   readonly #readsAll: boolean;
 
-  constructor(reader: ForwardReader, stored: readonly StoredBlock[], options: ChunkOptions & StageOptions) {
+  constructor(
+    reader: ForwardReader,
+    stored: readonly StoredBlock[],
+    private readonly last: LoadSegment | null,
+    options: ChunkOptions & StageOptions,
+  ) {
     super(options);
     this.#reader = reader;
     this.#pool = options.pool ?? new SlabPool();
@@ -239,8 +248,18 @@ class ElfStreamSource extends Source<Chunk> {
   }
 
   async #finish(): Promise<null> {
-    if (this.#readsAll) await this.#reader.skipRest(TAIL_LIMIT);
+    if (!this.#readsAll) return null;
+    if (this.last) await this.#passMemory(this.last);
+    await this.#reader.skipRest(TAIL_LIMIT);
     return null;
+  }
+
+  /** What others have named before is not read again, but a core that is cut there is cut. */
+  async #passMemory(load: LoadSegment): Promise<void> {
+    const end = storedEnd(load);
+    const reached = await this.#reader.skipTo(end);
+    if (reached < end)
+      throw truncatedError(this.#reader.name, reached, `the memory of program header ${load.index}`, end);
   }
 
   /** Lets go of a read that waits for a silent writer: streamx calls `close` only when it has returned. */
@@ -251,6 +270,18 @@ class ElfStreamSource extends Source<Chunk> {
   protected override close(): void {
     this.#reader.close();
   }
+}
+
+/** The PT_LOAD whose bytes go furthest into the stream; null when there is none. */
+function lastStored(loads: readonly LoadSegment[]): LoadSegment | null {
+  return loads.reduce<LoadSegment | null>(
+    (last, load) => (last && storedEnd(last) >= storedEnd(load) ? last : load),
+    null,
+  );
+}
+
+function storedEnd({ offset, filesz }: LoadSegment): number {
+  return offset + filesz;
 }
 
 /** Cuts what lies in the range into pieces, at the same addresses as for a file: slabs of bytes, larger ones of zeros. */
