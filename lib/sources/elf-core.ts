@@ -11,11 +11,11 @@ import { type DecodedElfHeader, ELFMAG, type ProgramHeader } from '../formats/el
 import type { Guest } from '../guest.js';
 import type { MemoryRegion } from '../physical-memory.js';
 import {
+  checkStored,
   type CoreHeaders,
   type CoreReader,
   DEFAULT_ELF_LIMITS,
   type ElfLimits,
-  type LoadSegment,
   readCoreHeaders,
   readElfHeader,
   readProgramHeaderTable,
@@ -47,7 +47,7 @@ export async function openElfCore(path: string, limits: ElfLimits = DEFAULT_ELF_
 async function readCore(file: FileBacking, limits: ElfLimits): Promise<Guest> {
   const reader = readerOf(file);
   const headers = await readHeaders(reader, await readElfHeader(reader), limits);
-  checkStored(file, headers.loads);
+  checkStored(file.name, file.size, headers.loads);
   const regions = resolveMemory(file.name, headers, limits).map(({ base, length, offset }): MemoryRegion =>
     offset === null ? { base, length, backing: null, offset: 0 } : { base, length, backing: file, offset },
   );
@@ -71,13 +71,6 @@ function readerOf(file: FileBacking): CoreReader {
       return bytes;
     },
   };
-}
-
-function checkStored(file: FileBacking, loads: readonly LoadSegment[]): void {
-  for (const { index, offset, filesz } of loads) {
-    const end = offset + filesz;
-    if (end > file.size) throw truncatedError(file.name, file.size, `the memory of program header ${index}`, end);
-  }
 }
 
 /** Header and program headers of an ELF core, as they stand. */

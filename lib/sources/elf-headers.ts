@@ -131,6 +131,18 @@ export function truncatedError(name: string, end: number, what: string, claimed:
   return new VmcoreError('TRUNCATED', `${name} ends at byte ${end}, but ${what} reaches to byte ${claimed}`);
 }
 
+/** One past the last byte that a PT_LOAD has in the file. */
+export function storedEnd({ offset, filesz }: LoadSegment): number {
+  return offset + filesz;
+}
+
+/** Checks that a core that ends at byte `end` has all bytes of its PT_LOADs. @throws VmcoreError TRUNCATED */
+export function checkStored(name: string, end: number, loads: readonly LoadSegment[]): void {
+  for (const load of loads)
+    if (storedEnd(load) > end)
+      throw truncatedError(name, end, `the memory of program header ${load.index}`, storedEnd(load));
+}
+
 /**
  * Reads and checks an ELF core's header.
  * @throws VmcoreError BAD_INPUT when it is not the core of an x86 machine; TRUNCATED; READ

@@ -20,6 +20,7 @@ import { type Chunk, Source, type StageOptions } from '../stage.js';
 import { intersect } from '../transforms/range-filter.js';
 import { type ByteInput, type ByteSource, openByteInput } from './byte-input.js';
 import {
+  checkStored,
   type CoreHeaders,
   type CoreReader,
   DEFAULT_ELF_LIMITS,
@@ -27,6 +28,7 @@ import {
   type LoadSegment,
   readCoreHeaders,
   readElfHeader,
+  storedEnd,
   truncatedError,
 } from './elf-headers.js';
 import { inStreamOrder, resolveMemory, type StoredBlock } from './elf-memory.js';
@@ -172,7 +174,7 @@ class ElfStreamGuest implements Guest {
   readonly memory = null;
   readonly #reader: ForwardReader;
   readonly #stored: readonly StoredBlock[];
-  readonly #last: LoadSegment | null;
+  readonly #loads: readonly LoadSegment[];
   #taken = false;
 
   constructor(reader: ForwardReader, headers: CoreHeaders, stored: readonly StoredBlock[]) {
@@ -183,7 +185,7 @@ class ElfStreamGuest implements Guest {
     this.blocks = stored.map(({ base, length }) => ({ base, length }));
     this.#reader = reader;
     this.#stored = stored;
-    this.#last = lastStored(headers.loads);
+    this.#loads = headers.loads;
   }
 
   /** @throws VmcoreError UNSUPPORTED when it is called again */
@@ -191,7 +193,7 @@ class ElfStreamGuest implements Guest {
     if (this.#taken)
       throw new VmcoreError('UNSUPPORTED', `${this.name} is a stream, whose memory can be read only once`);
     this.#taken = true;
-    return new ElfStreamSource(this.#reader, this.#stored, this.#last, options);
+    return new ElfStreamSource(this.#reader, this.#stored, this.#loads, options);
   }
 
   close(): void {
@@ -210,7 +212,7 @@ class ElfStreamSource extends Source<Chunk> {
   constructor(
     reader: ForwardReader,
     stored: readonly StoredBlock[],
-    private readonly last: LoadSegment | null,
+    private readonly loads: readonly LoadSegment[],
     options: ChunkOptions & StageOptions,
   ) {
     super(options);
@@ -249,17 +251,11 @@ class ElfStreamSource extends Source<Chunk> {
 
   async #finish(): Promise<null> {
     if (!this.#readsAll) return null;
-    if (this.last) await this.#passMemory(this.last);
+    // What others have named before is not passed on again, but a core that is cut there is cut.
+    const end = this.loads.reduce((end, load) => Math.max(end, storedEnd(load)), 0);
+    checkStored(this.#reader.name, await this.#reader.skipTo(end), this.loads);
     await this.#reader.skipRest(TAIL_LIMIT);
     return null;
-  }
-
-  /** What others have named before is not read again, but a core that is cut there is cut. */
-  async #passMemory(load: LoadSegment): Promise<void> {
-    const end = storedEnd(load);
-    const reached = await this.#reader.skipTo(end);
-    if (reached < end)
-      throw truncatedError(this.#reader.name, reached, `the memory of program header ${load.index}`, end);
   }
 
   /** Lets go of a read that waits for a silent writer: streamx calls `close` only when it has returned. */
@@ -270,18 +266,6 @@ class ElfStreamSource extends Source<Chunk> {
   protected override close(): void {
     this.#reader.close();
   }
-}
-
-/** The PT_LOAD whose bytes go furthest into the stream; null when there is none. */
-function lastStored(loads: readonly LoadSegment[]): LoadSegment | null {
-  return loads.reduce<LoadSegment | null>(
-    (last, load) => (last && storedEnd(last) >= storedEnd(load) ? last : load),
-    null,
-  );
-}
-
-function storedEnd({ offset, filesz }: LoadSegment): number {
-  return offset + filesz;
 }
 
 /** Cuts what lies in the range into pieces, at the same addresses as for a file: slabs of bytes, larger ones of zeros. */
