@@ -56,9 +56,11 @@ export interface Extent {
   readonly release?: (() => void) | undefined;
 }
 
-/** What became of a page in a page batch. */
+/** What became of a page in a page batch: it is all zeros, and has no bytes there. */
 export const PAGE_ZERO = 0;
+/** The page did not shrink, and is there as it is. */
 export const PAGE_STORED = 1;
+/** The page is there as its codec has encoded it. */
 export const PAGE_COMPRESSED = 2;
 
 /**
