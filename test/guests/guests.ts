@@ -138,7 +138,7 @@ const GUESTS = {
   'hostile-giant': hostile('128 TiB in 1 GiB pages of one GiB', '4-level', { cpu: 'qemu64,+pdpe1gb' }),
   'hostile-32': hostile('every entry of a 32-bit directory is the directory', '32-bit'),
   'hostile-pae': hostile('the same in PAE', 'pae'),
-  'linux-1cpu': linux('Linux with VMCOREINFO', true, {}),
+  'linux-1cpu': linux('Linux with VMCOREINFO, idle', true, {}),
   'linux-2cpu': linux(
     'Linux without VMCOREINFO, with 5-level tables and a busy process',
     false,

@@ -127,6 +127,9 @@ export class QmpClient extends EventEmitter {
   }
 }
 
+/** A guest that has not written what was waited for. */
+export class SerialTimeout extends Error {}
+
 /** Everything to kill and to remove should this process end before it has done so itself. */
 const running = new Map<Qemu, string>();
 
@@ -237,7 +240,7 @@ export class Qemu {
       if (text.includes(marker)) return;
       this.#mustRun();
       if (Date.now() > end)
-        throw new Error(`no ${marker} from the guest within ${timeoutMs} ms:\n${text.slice(-2000)}`);
+        throw new SerialTimeout(`no ${marker} from the guest within ${timeoutMs} ms:\n${text.slice(-2000)}`);
     }
   }
 

@@ -192,6 +192,7 @@ t.test(
       const { status, stderr } = spawnSync('readelf', ['-aW', path], { encoding: 'utf8', maxBuffer: 1 << 28 });
       t.strictSame({ status, stderr }, { status: 0, stderr: '' }, 'readelf has nothing to complain of');
     }
+    // The guest is idle, so its CPU is in the kernel, whose pages are all there.
     const commands = ['-ex', `core-file ${paging.path}`, '-ex', 'x/3i $rip'];
     const gdb = spawnSync('gdb', ['-nx', '-batch', ...commands], { encoding: 'utf8' });
     t.match(gdb.stdout, new RegExp(`=> 0x${guest.cpus[0]!.rip.toString(16)}:\\s+\\w`));
