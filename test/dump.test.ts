@@ -31,8 +31,6 @@ import {
 } from '../lib/index.js';
 import { patternGuest } from './guest-fixture.js';
 
-t.setTimeout(120_000);
-
 const MIB = 1 << 20;
 
 /** A sink of a caller's own: keeps the bytes, and waits before each when it is slow. */

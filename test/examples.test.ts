@@ -9,8 +9,6 @@ import t, { type Test } from 'tap';
 import { demoGuest, dump, openGuest } from '../lib/index.js';
 import { hasTool, needsTools } from './tools.js';
 
-t.setTimeout(180_000);
-
 const EXAMPLES = fileURLToPath(new URL('../examples/', import.meta.url));
 const MIB = 1 << 20;
 

@@ -24,8 +24,6 @@ import { GUEST_NAMES, missingTools, ORACLE_GUESTS, oracleGuest } from './guests/
 import { makeCore, pattern, type Segment, smallCore } from './sources/elf-fixtures.js';
 import { needsTools, skipUnless } from './tools.js';
 
-t.setTimeout(300_000);
-
 const MIB = 1 << 20;
 
 /** One clear line and an exit code of failure; nothing of a dump in the folder `out`. */

@@ -6,8 +6,6 @@ import { join } from 'node:path';
 import t from 'tap';
 import { skipUnless } from './tools.js';
 
-t.setTimeout(240_000);
-
 const { NODE_OPTIONS: _, ...env } = process.env;
 
 interface PackageJson {
@@ -36,8 +34,10 @@ function registryAnswers(): boolean {
     'view',
     'streamx',
     'version',
-    '--fetch-retries=0',
-    '--fetch-timeout=10000',
+    '--fetch-retries=3',
+    '--fetch-retry-mintimeout=1000',
+    '--fetch-retry-maxtimeout=5000',
+    '--fetch-timeout=20000',
   ];
   return spawnSync('env', args, { env }).status === 0;
 }

@@ -9,8 +9,6 @@ import { openVmcore } from '../lib/vmcore-reader.js';
 import { roomyFolder } from './guests/qemu.js';
 import { CLI, needsTools } from './tools.js';
 
-t.setTimeout(600_000);
-
 const GIB = 2 ** 30;
 const SIZE = 1024 * GIB;
 /** Bound on the process's peak resident set, in KiB. */

@@ -20,8 +20,6 @@ import { makeCore, smallCore } from '../sources/elf-fixtures.js';
 import { needsTools } from '../tools.js';
 import { checkFailure, eachOf, hasPartial, runCli, runShell, startCli, until } from './run-cli.js';
 
-t.setTimeout(300_000);
-
 /** The smallest demo guest. */
 const DEMO = 'demo:64M';
 
@@ -475,9 +473,7 @@ t.test('a signal while there is nothing to do but wait', async (t) => {
       const { child, ended } = startCli(args, { cwd: folder, stdio: ['pipe', 'pipe', 'pipe'] });
       await sleep(400);
       child.kill(signal);
-      const result = await ended;
-      // A thread that is blocked in open(2), and a command that has nothing to clean up, end by the signal itself.
-      t.ok(result.code === code || result.signal === signal, `${title}: ${signal} ${result.code} ${result.signal}`);
+      t.equal((await ended).code, code, `${title}: ${signal}`);
     }
   t.same(readdirSync(folder), ['fifo']);
 });
@@ -488,7 +484,6 @@ t.test('an impatient second signal leaves nothing either', async (t) => {
   await until(() => hasPartial(folder));
   child.kill('SIGINT');
   child.kill('SIGINT');
-  const { code, signal } = await ended;
-  t.ok(code === 130 || signal === 'SIGINT');
+  t.equal((await ended).code, 130);
   t.same(readdirSync(folder), []);
 });

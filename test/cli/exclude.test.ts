@@ -6,8 +6,6 @@ import t from 'tap';
 import type { DumpSummary } from '../../lib/dump.js';
 import { checkFailure, runCli } from './run-cli.js';
 
-t.setTimeout(120_000);
-
 t.test('options that contradict each other or make no sense', async (t) => {
   const folder = t.testdir({});
   const cases: readonly (readonly [readonly string[], RegExp])[] = [

@@ -8,8 +8,6 @@ import type { Inspection } from '../../lib/inspect.js';
 import { makeCore, pattern, smallCore } from '../sources/elf-fixtures.js';
 import { checkFailure, runCli, runShell } from './run-cli.js';
 
-t.setTimeout(120_000);
-
 const DEMO = 'demo:64M';
 
 t.test('a vmcore, for people', async (t) => {

@@ -3,6 +3,7 @@
 import { type ChildProcess, type SpawnOptions, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { readdirSync } from 'node:fs';
+import { constants } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import type { Test } from 'tap';
@@ -11,8 +12,8 @@ import type { Test } from 'tap';
 export const CLI = fileURLToPath(new URL('../../cli/cli.js', import.meta.url));
 
 export interface CliResult {
-  readonly code: number | null;
-  readonly signal: NodeJS.Signals | null;
+  /** as a shell has it: 128 + the signal's number for a process that a signal ended */
+  readonly code: number;
   readonly stdout: Buffer;
   readonly stderr: string;
 }
@@ -28,6 +29,14 @@ export interface RunningCli {
  * signals. `env` hands the process over, so signals go where they should.
  */
 const COMMAND = ['env', '-u', 'NODE_OPTIONS', process.execPath, CLI] as const;
+
+/**
+ * How a process ended, as a shell has it. A process that handles a signal exits with such a code, or by the signal itself
+ * where a thread of it would not end: both are the same to its caller.
+ */
+export function shellStatus(code: number | null, signal: NodeJS.Signals | null): number {
+  return code ?? 128 + constants.signals[signal!];
+}
 
 /** Starts `vmcore`; stdin is empty, stdout and stderr are collected unless `stdio` says otherwise. */
 export function startCli(args: readonly string[], options: SpawnOptions = {}): RunningCli {
@@ -52,8 +61,7 @@ function collect(child: ChildProcess): RunningCli {
   child.stdout?.on('data', (data: Buffer) => stdout.push(data));
   child.stderr?.on('data', (data: Buffer) => stderr.push(data));
   const ended = once(child, 'close').then(([code, signal]) => ({
-    code: code as number | null,
-    signal: signal as NodeJS.Signals | null,
+    code: shellStatus(code as number | null, signal as NodeJS.Signals | null),
     stdout: Buffer.concat(stdout),
     stderr: Buffer.concat(stderr).toString(),
   }));

@@ -22,7 +22,7 @@ import { hasTool, skipUnless } from '../tools.js';
 import { missingForDebian } from './debian.js';
 import { type DebianKernel, debianKernel, debianKernelFolder, type KernelName } from './debian-kernel.js';
 import { readElf } from './elf-oracle.js';
-import { bootLinux, MARKER, packInitrd } from './linux.js';
+import { bootLinux, MARKER, packInitrd, stopWith } from './linux.js';
 import { makeOnce } from './make-once.js';
 import { cacheFolder, GUESTS_SOURCE } from './places.js';
 import type { Qemu, QemuOptions } from './qemu.js';
@@ -32,7 +32,7 @@ const GIB = 2 ** 30;
 const MEMORY_PROGRAM = join(GUESTS_SOURCE, 'busy', 'memory.S');
 /** The balloon takes this much away from the guest. */
 const BALLOONED = 32 * MIB;
-const BALLOON_TRIES = 600;
+const BALLOON_TRIES = 3000;
 
 interface BusyTraits {
   readonly about: string;
@@ -278,7 +278,7 @@ async function inflateBalloon(qemu: Qemu, target: number): Promise<void> {
     if (tries === BALLOON_TRIES) throw new Error(`the balloon leaves the guest ${actual} bytes, not ${target}`);
     await sleep(20);
   }
-  await qemu.stop();
+  await stopWith(qemu, ['HLT=1']);
 }
 
 async function take(

@@ -6,13 +6,13 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { gzipSync } from 'node:zlib';
 import { makeOnce } from './make-once.js';
-import { Qemu, type QemuOptions, SerialTimeout } from './qemu.js';
+import { GuestStuck, Qemu, type QemuOptions } from './qemu.js';
 
 const META_PACKAGE = 'linux-image-cloud-amd64';
 /** What the init of a guest prints when the guest is as it should be. */
 export const MARKER = 'GUEST-IS-READY';
-const BOOT_TIMEOUT_MS = 75_000;
-/** Once in a hundred boots or so a CPU hangs for ever ("soft lockup") in QEMU's emulation. */
+const BOOT_TIMEOUT_MS = 180_000;
+/** Once in a hundred boots or so a CPU is stuck for ever ("soft lockup") in QEMU's emulation. */
 const BOOT_TRIES = 3;
 const STOP_TRIES = 500;
 
@@ -130,7 +130,7 @@ export async function bootLinux(kernel: LinuxKernel, options: QemuOptions): Prom
     try {
       return await bootOnce(kernel, options);
     } catch (error) {
-      if (!(error instanceof SerialTimeout) || tries === BOOT_TRIES) throw error;
+      if (!(error instanceof GuestStuck) || tries === BOOT_TRIES) throw error;
     }
   }
 }
@@ -148,13 +148,16 @@ async function bootOnce({ kernel, initrd }: LinuxKernel, options: QemuOptions): 
   }
 }
 
-/** Pauses a guest at a moment when `info registers` has all these states of CPUs in it. */
-async function stopWith(qemu: Qemu, states: readonly string[]): Promise<void> {
+/**
+ * Pauses a guest at a moment when `info registers` has all these states of CPUs in it.
+ * @throws GuestStuck when there is none
+ */
+export async function stopWith(qemu: Qemu, states: readonly string[]): Promise<void> {
   for (let tries = 0; ; tries++) {
     await qemu.stop();
     const registers = await qemu.hmp('info registers -a');
     if (states.every((state) => registers.includes(state))) return;
-    if (tries === STOP_TRIES) throw new Error(`never ${states.join(' and ')} in ${tries} tries:\n${registers}`);
+    if (tries === STOP_TRIES) throw new GuestStuck(`never ${states.join(' and ')} in ${tries} tries:\n${registers}`);
     await qemu.cont();
     await sleep(7);
   }

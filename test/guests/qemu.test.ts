@@ -7,8 +7,6 @@ import { hasTool, skipUnless } from '../tools.js';
 import { bootLinux, linuxKernel, missingForLinux } from './linux.js';
 import { cacheFolder } from './places.js';
 
-t.setTimeout(120_000);
-
 const missing = [...(hasTool('qemu-system-x86_64') ? [] : ['qemu-system-x86_64']), ...missingForLinux(cacheFolder())];
 
 t.test('a guest that panics while it boots', { skip: skipUnless(missing) }, async (t) => {

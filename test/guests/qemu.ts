@@ -127,8 +127,11 @@ export class QmpClient extends EventEmitter {
   }
 }
 
-/** A guest that has not written what was waited for. */
-export class SerialTimeout extends Error {}
+/** A guest that has not come to where it was waited for, and never will. */
+export class GuestStuck extends Error {}
+
+/** What Linux writes when one of its CPUs does nothing any more. */
+const STUCK_CPU = /^.*(?:soft lockup|rcu.*stall).*$/m;
 
 /** Everything to kill and to remove should this process end before it has done so itself. */
 const running = new Map<Qemu, string>();
@@ -208,6 +211,11 @@ export class Qemu {
     return this.#child.pid!;
   }
 
+  /** Settles when QEMU has ended. */
+  get exited(): Promise<void> {
+    return this.#exited;
+  }
+
   /** Emits `event` with each QMP event. */
   get events(): EventEmitter {
     return this.#qmp!;
@@ -239,8 +247,10 @@ export class Qemu {
       const text = await this.serial();
       if (text.includes(marker)) return;
       this.#mustRun();
+      const stuck = STUCK_CPU.exec(text)?.[0];
+      if (stuck !== undefined) throw new GuestStuck(`a CPU of the guest is stuck: ${stuck}`);
       if (Date.now() > end)
-        throw new SerialTimeout(`no ${marker} from the guest within ${timeoutMs} ms:\n${text.slice(-2000)}`);
+        throw new GuestStuck(`no ${marker} from the guest within ${timeoutMs} ms:\n${text.slice(-2000)}`);
     }
   }
 

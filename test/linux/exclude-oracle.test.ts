@@ -26,8 +26,6 @@ import { forkyMakedumpfile, needsForky } from '../guests/forky.js';
 import { needsTools } from '../tools.js';
 import { type MakedumpfilePages, makedumpfilePages } from './makedumpfile-pages.js';
 
-t.setTimeout(300_000);
-
 const LEVELS = [1, 2, 4, 8, 16, 17, 31];
 
 const folder = mkdtempSync(join(tmpdir(), 'vmcore-exclude-'));

@@ -14,8 +14,6 @@ import { needsTools } from '../tools.js';
 import { bootLive, dumpLive, liveQemus, MIB } from './live-qemu.js';
 import { checkReaders, dumpForReaders } from './readers.js';
 
-t.setTimeout(600_000);
-
 const MEMORY = 5 * 2 ** 30;
 
 /** These differ in how much of the RAM is below 4 GiB: 3 GiB and 2 GiB. */

@@ -15,8 +15,6 @@ import { hasTool, skipUnless } from '../tools.js';
 import { sameMemory } from '../oracle/compare-kdump.js';
 import { FakeQemu, refusal } from './fake-qemu.js';
 
-t.setTimeout(120_000);
-
 const skip = skipUnless(process.platform === 'linux' && hasTool('mkfifo') ? [] : ['mkfifo']);
 
 /** Opens, dumps and checks what came of it. */

@@ -9,8 +9,6 @@ import { checkFailure, runCli } from '../cli/run-cli.js';
 import { bootLive, dumpLive, type LiveGuest, liveQemus, MIB } from './live-qemu.js';
 import { checkReaders, dumpForReaders } from './readers.js';
 
-t.setTimeout(600_000);
-
 /** What is booted, which ways are to be had with it, and whether makedumpfile takes kdumps of it; null is not asked. */
 const MACHINES = [
   {

@@ -22,8 +22,6 @@ import type { LiveReport } from '../../lib/guest.js';
 import { needsTools } from '../tools.js';
 import { bootLive, launchLive, type LiveGuest, liveQemus, MIB } from './live-qemu.js';
 
-t.setTimeout(600_000);
-
 const WAYS = ['file', 'proc', 'stream'] as const;
 const IS_ROOT = process.getuid?.() === 0;
 const canDropRights = IS_ROOT && spawnSync('setpriv', ['--version']).status === 0;
@@ -274,7 +272,7 @@ for (const qemu of await liveQemus())
         t.equal(await live.status(), 'paused');
         // With all that is in its process group, where a terminal's Ctrl-C goes.
         process.kill(-child.pid!, 'SIGKILL');
-        t.equal((await ended).signal, 'SIGKILL');
+        t.equal((await ended).code, 128 + 9);
         await until(async () => (await live.status()) === state);
         await checkRunState(t, live, state);
       });
@@ -289,8 +287,7 @@ for (const qemu of await liveQemus())
         await fifo.begun(ended);
         // The second one ends it at once, wherever giving up has got to.
         for (let i = 0; i < 2; i++) process.kill(-child.pid!, 'SIGINT');
-        const { code, signal } = await ended;
-        t.ok(code === 130 || signal === 'SIGINT', `code ${code}, signal ${signal}`);
+        t.equal((await ended).code, 130);
         await until(async () => (await live.status()) === 'running');
         await checkRunState(t, live, 'running');
       });
@@ -309,7 +306,7 @@ for (const qemu of await liveQemus())
         const fifo = new StuckFifo(victim);
         const { ended } = startCli(['dump', victim.source, '-o', fifo.path, '--memory-path', way]);
         await fifo.begun(ended);
-        process.kill(victim.qemu.pid, 'SIGKILL');
+        await victim.qemu.kill();
         await fifo.drain();
         const result = await ended;
         t.equal(result.code, 1);

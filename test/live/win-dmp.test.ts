@@ -10,8 +10,6 @@ import type { WindowsGuestName } from '../guests/windows.js';
 import { needsTools } from '../tools.js';
 import { bootLiveWindows, dumpLive, liveQemus } from './live-qemu.js';
 
-t.setTimeout(300_000);
-
 const skip = needsTools('as', 'ld', 'cmp');
 
 /** Of a second CPU, QEMU knows debug registers that no vmcore tells (test/oracle/win-dmp.test.ts). */

@@ -11,8 +11,6 @@ import { skipUnless } from '../tools.js';
 import { compareElf, type Expectation } from './compare-elf.js';
 import { maskLostRegisters } from './lost-registers.js';
 
-t.setTimeout(900_000);
-
 interface Case {
   readonly title: string;
   readonly paging: boolean;

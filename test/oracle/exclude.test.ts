@@ -20,8 +20,6 @@ import { bitRuns } from '../../lib/sources/page-bitmap.js';
 import { type GuestName, missingTools, oracleGuest } from '../guests/oracle.js';
 import { CLI, needsPython, needsTools, PYTHON, skipUnless } from '../tools.js';
 
-t.setTimeout(600_000);
-
 const folder = mkdtempSync(join(tmpdir(), 'vmcore-exclude-'));
 t.teardown(() => rmSync(folder, { recursive: true, force: true }));
 

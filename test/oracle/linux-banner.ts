@@ -2,16 +2,17 @@
 
 import type { PhysicalMemory } from '../../lib/physical-memory.js';
 
-/** linux_banner, found by what it says. */
+const BANNER = /(Linux version 6\.\S+ \([ -~]+\) \([ -~]*gcc[ -~]+\) #1 SMP[ -~]+)\n/;
+
+/** linux_banner, found by what it says: where it is, and its first 200 characters. */
 export function findBanner(memory: PhysicalMemory): { paddr: number; text: string } {
   for (const { base, length } of memory.regions) {
     const window = Buffer.alloc(Math.min(length, 1 << 24));
-    for (let at = base; at < base + length; at += Math.max(1, window.length - 256)) {
+    for (let at = base; at < base + length; at += Math.max(1, window.length - 512)) {
       const bytes = window.subarray(0, Math.min(window.length, base + length - at));
       memory.read(at, bytes);
-      const found = bytes.indexOf('Linux version 6.');
-      const text = found < 0 ? '' : bytes.toString('latin1', found, found + 200).split('\n')[0]!;
-      if (/^Linux version \S+ \(.*\) \(.*gcc.*\) #1 SMP/.test(text)) return { paddr: at + found, text };
+      const found = BANNER.exec(bytes.toString('latin1'));
+      if (found) return { paddr: at + found.index, text: found[1]!.slice(0, 200) };
     }
   }
   throw new Error('no linux_banner in memory');

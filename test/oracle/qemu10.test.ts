@@ -27,8 +27,6 @@ import { compareKdumpHeads, firstDifference, sameMemory } from './compare-kdump.
 import { findBanner } from './linux-banner.js';
 import { maskLostRegisters } from './lost-registers.js';
 
-t.setTimeout(300_000);
-
 const MIB = 2 ** 20;
 const BARE_METAL: readonly GuestName[] = ['real-mode', 'flat-32', 'pae', 'long-5level'];
 /** With 5-level tables, which no other guest has together with VMCOREINFO. */

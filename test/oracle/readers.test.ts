@@ -12,8 +12,6 @@ import { type GuestName, missingTools, oracleGuest } from '../guests/oracle.js';
 import { needsPython, needsTools, PYTHON, skipUnless } from '../tools.js';
 import { findBanner } from './linux-banner.js';
 
-t.setTimeout(600_000);
-
 const GUEST: GuestName = 'linux-1cpu';
 const folder = mkdtempSync(join(tmpdir(), 'vmcore-readers-'));
 t.teardown(() => rmSync(folder, { recursive: true, force: true }));

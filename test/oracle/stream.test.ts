@@ -9,8 +9,6 @@ import { GUEST_NAMES, missingTools, ORACLE_GUESTS, oracleGuest } from '../guests
 import { Qemu } from '../guests/qemu.js';
 import { CLI, needsTools, skipUnless } from '../tools.js';
 
-t.setTimeout(300_000);
-
 function sameBytes(a: string, b: string): boolean {
   execFileSync('cmp', [a, b]);
   return true;

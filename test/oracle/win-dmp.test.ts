@@ -26,8 +26,6 @@ import {
 } from '../guests/windows.js';
 import { needsTools } from '../tools.js';
 
-t.setTimeout(600_000);
-
 /** What the header and the kernel say of the memory (win.inc), and where the kernel is. */
 const RUNS = [
   [0x1n, 0x9en],

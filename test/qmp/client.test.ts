@@ -10,8 +10,6 @@ import { connectQmp, humanMonitor, QmpCommandError } from '../../lib/qmp/client.
 
 import { noKoffi, TestServer } from './qmp-fixture.js';
 
-t.setTimeout(60_000);
-
 const GREETING = '{"QMP": {"version": {"qemu": {"major": 7}}, "capabilities": ["oob"]}}\r\n';
 
 type Request = { readonly execute: string; readonly arguments?: unknown; readonly id: string };

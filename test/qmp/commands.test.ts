@@ -75,7 +75,7 @@ t.test('query-qmp-schema says what QEMU says', { skip: needsTools('qemu-system-x
 
 t.test('beyond QEMU, only when asked for', async (t) => {
   const plain = await TestServer.start();
-  const extended = await TestServer.start({ source: 'demo:2G', args: ['--extensions'] });
+  const extended = await TestServer.start({ source: 'demo:64G', args: ['--extensions'] });
   t.teardown(() => Promise.all([plain.stop(), extended.stop()]));
   const [wire, other] = [await extended.connect(), await plain.connect()];
   const protocol = `file:${extended.folder}/out`;

@@ -10,8 +10,6 @@ import { runCli } from '../cli/run-cli.js';
 import { CLI, PYTHON } from '../tools.js';
 import { TestServer, Wire } from './qmp-fixture.js';
 
-t.setTimeout(60_000);
-
 /** A folder that goes with the test; its server has nothing to do with what is tested in it. */
 async function folderOf(t: { teardown(work: () => Promise<void>): void }): Promise<string> {
   const server = await TestServer.start();

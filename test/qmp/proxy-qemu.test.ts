@@ -26,8 +26,6 @@ import { hasPartial } from '../cli/run-cli.js';
 import { needsTools } from '../tools.js';
 import { errorText, eventually, type Message, noKoffi, TestServer, Wire, withoutKoffi } from './qmp-fixture.js';
 
-t.setTimeout(120_000);
-
 const MIB = 1 << 20;
 const MEMORY = 192 * MIB;
 
@@ -258,10 +256,11 @@ for (const [way, ends] of [
   ['stream', 'failed'],
 ] as const)
   t.test(`QEMU quits in mid-dump, memory read by ${way}`, { skip }, async (t) => {
-    const { proxy, wire, folder } = await setup(t, '--memory-path', way);
+    const { qemu, proxy, wire, folder } = await setup(t, '--memory-path', way);
     const reader = await passPipe(wire, folder, 'slow');
     t.same(await dumpTo(wire, 'fd:slow', { detach: true }), { return: {} });
     t.same(await wire.execute('quit'), { return: {} });
+    await qemu.exited;
     const drained = drain(reader, join(folder, 'out'));
     // The file behind the memory is open, and stays what it is.
     t.match(await wire.until(isCompleted), { data: { result: { status: ends } } });
@@ -439,7 +438,7 @@ t.test('the proxy is killed in mid-dump', { skip }, async (t) => {
   t.same(await dumpTo(wire, 'fd:slow', { detach: true }), { return: {} });
   t.notOk(await isRunning(qemu));
   proxy.child.kill('SIGKILL');
-  t.equal(await proxy.exited, null);
+  t.equal(await proxy.exited, 128 + 9);
   t.ok(await eventually(() => isRunning(qemu)), 'the guest runs again');
   closeSync(reader);
 });

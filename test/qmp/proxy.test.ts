@@ -17,8 +17,6 @@ import { needsTools } from '../tools.js';
 import { type Answer, FakeQemu, GREETING, refusal } from './fake-qemu.js';
 import { errorText, eventually, noKoffi, Wire } from './qmp-fixture.js';
 
-t.setTimeout(120_000);
-
 interface Setup {
   readonly qemu: FakeQemu;
   readonly proxy: QmpProxy;

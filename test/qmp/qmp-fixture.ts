@@ -8,6 +8,7 @@ import { connect, type Socket } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { shellStatus } from '../cli/run-cli.js';
 import { CLI, skipUnless } from '../tools.js';
 
 /** The greatest patience with a server on a busy machine, in milliseconds. */
@@ -161,7 +162,8 @@ export class TestServer {
   readonly folder = mkdtempSync(join(tmpdir(), 'vmcore-qmp-'));
   readonly path = join(this.folder, 'qmp');
   readonly child: ChildProcess;
-  readonly exited: Promise<number | null>;
+  /** as a shell has it */
+  readonly exited: Promise<number>;
   stderr = '';
 
   private constructor({
@@ -186,7 +188,9 @@ export class TestServer {
     this.child.stderr?.on('data', (data) => {
       this.stderr += data;
     });
-    this.exited = once(this.child, 'close').then(([code, signal]) => (signal ? null : (code as number)));
+    this.exited = once(this.child, 'close').then(([code, signal]) =>
+      shellStatus(code as number | null, signal as NodeJS.Signals | null),
+    );
   }
 
   static async start(options: ServerOptions = {}): Promise<TestServer> {

@@ -25,8 +25,6 @@ import { errorText, eventually, type Message, noKoffi, TestServer, type Wire } f
 const SOURCE = 'demo:64M';
 const TOTAL = (64 << 20) - 0x60000;
 
-t.setTimeout(120_000);
-
 const dumpTo = (wire: Wire, protocol: string, more: Message = {}) =>
   wire.execute('dump-guest-memory', { paging: false, protocol, ...more });
 
@@ -239,7 +237,7 @@ t.test('no descriptor leaks: hundreds of rounds of every path', { skip: noKoffi 
 
 t.test('SIGTERM ends a dump and leaves nothing partial', async (t) => {
   for (const format of ['elf', 'kdump-zlib']) {
-    const one = await TestServer.start({ source: 'demo:2G' });
+    const one = await TestServer.start({ source: 'demo:64G' });
     t.teardown(() => one.stop());
     const wire = await one.connect();
     const file = join(one.folder, 'vmcore');
@@ -256,7 +254,7 @@ t.test('SIGTERM ends a dump and leaves nothing partial', async (t) => {
 });
 
 t.test('quit ends a dump too', async (t) => {
-  const one = await TestServer.start({ source: 'demo:2G' });
+  const one = await TestServer.start({ source: 'demo:64G' });
   t.teardown(() => one.stop());
   const wire = await one.connect();
   await dumpTo(wire, `file:${one.folder}/vmcore`, { detach: true });

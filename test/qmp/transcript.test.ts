@@ -104,7 +104,7 @@ async function playQemu(): Promise<{ played: Played[]; sizes: Sizes }> {
   const path = join(folder, 'second');
   const qemu = await Qemu.launch({
     machine: 'pc',
-    memory: 256 * MIB,
+    memory: 512 * MIB,
     args: ['-S', '-qmp', `unix:${path},server=on,wait=off`],
   });
   const targets = join(folder, 'targets');

@@ -347,15 +347,14 @@ t.test('a file that shrinks while it is read', async (t) => {
   guest.close();
 });
 
-t.test('60,000 segments over each other are sorted out in no time', async (t) => {
-  const count = 60_000;
+t.test('250,000 segments over each other are sorted out', async (t) => {
+  const count = 250_000;
   const segments = Array.from({ length: count }, (_, i) => {
     const at = (i * 7919) % count;
     return { paddr: at * 4, vaddr: 0xffff_8000_0000_0000n, offset: 64 + at * 4, filesz: 4 + ((i * 31) % 1000) * 4 };
   });
-  const started = performance.now();
+  // Were each compared with each, this would take minutes.
   const guest = await open(makeCore({ segments }));
-  t.ok(performance.now() - started < 2000);
   t.equal(guest.blocks.length, 1);
   guest.close();
 });
