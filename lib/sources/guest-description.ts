@@ -25,7 +25,6 @@ import {
   type SystemState,
 } from '../guest.js';
 import { describeBlock, type MemoryRegion } from '../physical-memory.js';
-import { PAGE_SIZE } from '../stage.js';
 import { FileBacking } from './file-backing.js';
 import { MemoryGuest } from './memory-guest.js';
 import { EFER_LMA, readRegisters } from './registers.js';
@@ -60,10 +59,10 @@ function writtenNumber(id: string, what: string) {
 }
 
 /** A number that a JavaScript number holds exactly. */
-function exactNumber(id: string, what: string, allows: (value: number) => boolean) {
+function exactNumber(id: string, what: string) {
   return writtenNumber(id, what).transform((value, context) => {
     const number = Number(value);
-    if (Number.isSafeInteger(number) && allows(number)) return number;
+    if (Number.isSafeInteger(number)) return number;
     context.addIssue({ code: 'custom', message: mustBe(what)({ input: value }) });
     return z.NEVER;
   });
@@ -79,12 +78,9 @@ function register(id: string, bits: number) {
   });
 }
 
-const offset = exactNumber('Offset', 'a byte offset from 0 to 2^53 - 1', () => true);
-const pages = exactNumber(
-  'WholePages',
-  `a multiple of ${PAGE_SIZE} from 0 to 2^53 - 1`,
-  (value) => value % PAGE_SIZE === 0,
-);
+const offset = exactNumber('Offset', 'a byte offset from 0 to 2^53 - 1');
+const address = exactNumber('Address', 'a physical address from 0 to 2^53 - 1');
+const size = exactNumber('Size', 'a number of bytes from 0 to 2^53 - 1');
 const register64 = register('Register64', 64);
 const number32 = register('Register32', 32).transform(Number);
 const number16 = register('Register16', 16).transform(Number);
@@ -111,8 +107,8 @@ function list<Item extends z.ZodType>(item: Item) {
 }
 
 const memorySchema = strictObject({
-  base: pages.describe('guest physical address of the first byte'),
-  length: pages.describe('number of bytes'),
+  base: address.describe('guest physical address of the first byte'),
+  length: size.describe('whole pages, but for device memory that QEMU dumps, such as that of a TPM'),
   file: path.optional().describe('where the bytes are, relative to this description; zeros when absent'),
   offset: offset.optional().describe('where the first byte is in the file; 0 when absent'),
 });

@@ -7,11 +7,12 @@
  */
 
 import { type Stats, statSync } from 'node:fs';
+import { isAbsolute } from 'node:path';
 import { messageOf, VmcoreError } from '../errors.js';
 import type { Backing } from '../physical-memory.js';
 import { objectOf, type QmpClient, type QmpValue } from '../qmp/client.js';
 import { FileBacking } from './file-backing.js';
-import { hostAddress, mappingAt, openFileOf, processOf } from './qemu-process.js';
+import { hostAddress, isSameFile, mappingAt, openFileOf, processOf } from './qemu-process.js';
 
 /** A memory backend that is a shared mapping. */
 export interface SharedBackend {
@@ -81,7 +82,10 @@ export async function openBackend(
   block: WantedBlock,
   pid: number | undefined,
 ): Promise<FilePlace> {
-  const place = openByPath(backend, block, client, pid) ?? (await openMapped(client, block, pid));
+  const named = openByPath(backend, block, client, pid);
+  const isOther = named !== null && (await isMappedThere(client, { ...named, base: block.base }, pid)) === false;
+  if (isOther) named.backing.close();
+  const place = named && !isOther ? named : await openMapped(client, block, pid);
   if (place.offset + block.length <= place.backing.size) return place;
   place.backing.close();
   throw new VmcoreError('READ', `${place.backing.name} is smaller than the memory that is in it`);
@@ -98,11 +102,12 @@ function openByPath(
   return name === null ? null : { backing: FileBacking.open(name), offset: offset + block.offset };
 }
 
-/** QEMU may have a root of its own, where the same path is another file. */
+/** QEMU may have a root of its own, where the same path is another file, and has a working directory of its own. */
 function visiblePath(path: string, pid: number | null): string | null {
-  const here = fileAt(path);
-  const inside = pid === null ? null : fileAt(`/proc/${pid}/root${path}`);
-  if (inside && !(here && here.ino === inside.ino && here.dev === inside.dev)) return `/proc/${pid}/root${path}`;
+  const seen = pid === null ? null : isAbsolute(path) ? `/proc/${pid}/root${path}` : `/proc/${pid}/cwd/${path}`;
+  const here = isAbsolute(path) ? fileAt(path) : null;
+  const inside = seen && fileAt(seen);
+  if (inside && !(here && isSameFile(here, inside))) return seen;
   return here && path;
 }
 
@@ -126,9 +131,10 @@ async function openMapped(client: QmpClient, block: WantedBlock, pid: number | u
 function mappedFile(pid: number, address: number, length: number): { name: string; offset: number } {
   try {
     const mapping = mappingAt(pid, address);
-    const isWhole = mapping !== null && mapping.shared && mapping.inode !== 0 && address + length <= mapping.end;
-    const name = isWhole ? openFileOf(pid, mapping.inode) : null;
-    if (name !== null) return { name, offset: mapping!.offset + (address - mapping!.start) };
+    if (mapping?.file && mapping.shared && address + length <= mapping.end) {
+      const name = openFileOf(pid, mapping.file);
+      if (name !== null) return { name, offset: mapping.offset + (address - mapping.start) };
+    }
   } catch (error) {
     throw new VmcoreError('READ', `process ${pid} may not be looked at: ${messageOf(error)}`);
   }
@@ -144,15 +150,22 @@ interface FileBlock {
   readonly backing: Backing;
 }
 
-/** Whether QEMU's process has a block where we read it: false where that cannot be seen. */
-export async function isMappedThere(client: QmpClient, block: FileBlock, pid: number | undefined): Promise<boolean> {
+/**
+ * Whether QEMU's process has a block where we read it: in a file that has its name and is another one (a copy, or one
+ * that took its place) much is equal. Null where that cannot be seen.
+ */
+export async function isMappedThere(
+  client: QmpClient,
+  block: FileBlock,
+  pid: number | undefined,
+): Promise<boolean | null> {
   try {
     const address = await hostAddress(client, block.base);
     const mapping = mappingAt(processOf(client, pid), address);
-    if (!mapping?.shared || mapping.inode !== statSync(block.backing.name).ino) return false;
+    if (!mapping?.file || !mapping.shared || !isSameFile(mapping.file, statSync(block.backing.name))) return false;
     return mapping.offset + (address - mapping.start) === block.offset;
   } catch (error) {
     if (error instanceof VmcoreError && error.code === 'ABORTED') throw error;
-    return false;
+    return null;
   }
 }

@@ -175,7 +175,7 @@ class MemoryFinder {
    */
   async #acceptUntouched(block: ReadableBlock): Promise<void> {
     const isCompared = this.#found.some(({ backing }) => backing.name === block.backing.name);
-    if (!isCompared && block.way === 'file' && !(await isMappedThere(this.client, block, this.choice.pid))) {
+    if (!isCompared && block.way === 'file' && (await isMappedThere(this.client, block, this.choice.pid)) !== true) {
       block.backing.close();
       this.#giveReason('file', `${block.backing.name} has no data, and so cannot be told from another file`);
       throw new NoRandomAccess(this.#reasons.values());

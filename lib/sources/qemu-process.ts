@@ -31,6 +31,18 @@ export async function hostAddress(client: QmpClient, paddr: number): Promise<num
 /** Characters of QEMU's words that are repeated. */
 const LONGEST_LINE = 300;
 
+/** Which file it is: inodes have numbers of their own in each file system, and two of tmpfs begin with the same ones. */
+export interface FileIdentity {
+  /** st_dev of stat(2) */
+  readonly dev: number;
+  readonly ino: number;
+}
+
+/** Whether two are the same file. */
+export function isSameFile(a: FileIdentity, b: FileIdentity): boolean {
+  return a.dev === b.dev && a.ino === b.ino;
+}
+
 /** A mapping of a process (proc(5), /proc/pid/maps). */
 export interface ProcessMapping {
   readonly start: number;
@@ -39,34 +51,49 @@ export interface ProcessMapping {
   readonly shared: boolean;
   /** offset in the file of the mapping's first byte */
   readonly offset: number;
-  /** inode of the file; 0 when there is none */
-  readonly inode: number;
+  /** null when there is none */
+  readonly file: FileIdentity | null;
 }
 
-const MAPPING = /^([0-9a-f]+)-([0-9a-f]+) ...([sp]) ([0-9a-f]+) [0-9a-f]+:[0-9a-f]+ ([0-9]+)/;
+const MAPPING = /^([0-9a-f]+)-([0-9a-f]+) ...([sp]) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) ([0-9]+)/;
 
 /** The mapping that holds an address; null when there is none. @throws whatever `fs` throws when it may not be read */
 export function mappingAt(pid: number, address: number): ProcessMapping | null {
   for (const line of readFileSync(`/proc/${pid}/maps`, 'latin1').split('\n')) {
-    const [, start, end, sharing, offset, inode] = MAPPING.exec(line) ?? [];
-    if (start === undefined || end === undefined || offset === undefined) continue;
-    const mapping = {
-      start: Number.parseInt(start, 16),
-      end: Number.parseInt(end, 16),
-      shared: sharing === 's',
-      offset: Number.parseInt(offset, 16),
-      inode: Number(inode),
-    };
-    if (mapping.start <= address && address < mapping.end) return mapping;
+    const fields = MAPPING.exec(line);
+    if (!fields) continue;
+    const [start, end, offset, major, minor] = [1, 2, 4, 5, 6].map((i) => Number.parseInt(fields[i]!, 16));
+    if (address < start! || end! <= address) continue;
+    const ino = Number(fields[7]);
+    const file = ino === 0 ? null : (mappedFile(pid, start!, end!) ?? { dev: deviceNumber(major!, minor!), ino });
+    return { start: start!, end: end!, shared: fields[3] === 's', offset: offset!, file };
   }
   return null;
 }
 
-/** A way to open the file with an inode that a process has open: a memfd, or a file that was removed. */
-export function openFileOf(pid: number, inode: number): string | null {
+/**
+ * What stat(2) says of a mapped file, where we may ask: the device that maps shows is another one for file systems that
+ * lie over others or have several volumes (overlayfs, btrfs).
+ */
+function mappedFile(pid: number, start: number, end: number): FileIdentity | null {
+  try {
+    return statSync(`/proc/${pid}/map_files/${start.toString(16)}-${end.toString(16)}`);
+  } catch {
+    return null;
+  }
+}
+
+/** A device as st_dev has it (glibc's makedev(3), of a major below 4096 and a minor of 20 bits, as Linux has them). */
+function deviceNumber(major: number, minor: number): number {
+  return (minor & 0xff) + major * 2 ** 8 + (minor >>> 8) * 2 ** 20;
+}
+
+/** A way to open a file that a process has open: a memfd, or one that was removed. */
+export function openFileOf(pid: number, file: FileIdentity): string | null {
   for (const fd of readdirSync(`/proc/${pid}/fd`)) {
     const path = `/proc/${pid}/fd/${fd}`;
-    if (statSync(path, { throwIfNoEntry: false })?.ino === inode && /^\//.test(readlinkSync(path))) return path;
+    const stat = statSync(path, { throwIfNoEntry: false });
+    if (stat && isSameFile(stat, file) && /^\//.test(readlinkSync(path))) return path;
   }
   return null;
 }
@@ -155,7 +182,7 @@ function isRunning(pid: number): boolean {
 function isPrivateAnonymous(pid: number, start: number, end: number): boolean {
   try {
     const mapping = mappingAt(pid, start);
-    return mapping !== null && !mapping.shared && mapping.inode === 0 && mapping.end >= end;
+    return mapping !== null && !mapping.shared && mapping.file === null && mapping.end >= end;
   } catch {
     return false;
   }
