@@ -9,7 +9,7 @@ import type { LiveReport } from '../../lib/guest.js';
 import { openGuest } from '../../lib/sources/open.js';
 import { compareElf } from '../oracle/compare-elf.js';
 import { needsTools } from '../tools.js';
-import { dumpLive, launchLive, type LiveGuest, liveQemus, MIB } from './live-qemu.js';
+import { bootLive, dumpLive, type LiveGuest, liveQemus, MIB } from './live-qemu.js';
 
 const [qemu] = await liveQemus();
 
@@ -28,8 +28,7 @@ async function checkDump(t: Test, live: LiveGuest): Promise<LiveReport> {
 }
 
 t.test('a copy has taken the name of the file', { skip: qemu!.skip || needsTools('cp') }, async (t) => {
-  const live = await launchLive(t, qemu!);
-  await live.qemu.stop();
+  const live = await bootLive(t, qemu!);
   const copy = `${live.qemu.ramFile}.copy`;
   execFileSync('cp', ['--sparse=always', live.qemu.ramFile, copy]);
   const fd = openSync(copy, 'r+');
@@ -50,7 +49,7 @@ t.test('two files have the same inode number', { skip: qemu!.skip || needsTools(
   });
   try {
     if (mounted.length < disks.length) t.pass('may not mount a tmpfs here', { skip: 'no right to mount' });
-    else await checkDump(t, await launchOn(t, disks));
+    else await checkDump(t, await bootOn(t, disks));
   } finally {
     // QEMU still has them.
     for (const disk of mounted) execFileSync('umount', ['-l', disk]);
@@ -62,17 +61,15 @@ t.test('two files have the same inode number', { skip: qemu!.skip || needsTools(
  * A machine with its RAM on the second disk and a DIMM on the first. In a folder QEMU makes a file that it removes again:
  * the first one of either tmpfs, which number them from the same number on.
  */
-async function launchOn(t: Test, disks: readonly string[]): Promise<LiveGuest> {
+function bootOn(t: Test, disks: readonly string[]): Promise<LiveGuest> {
   const backends = disks.flatMap((disk, i) => [
     '-object',
-    `memory-backend-file,id=in${i},mem-path=${disk},size=128M,share=on`,
+    `memory-backend-file,id=in${i},mem-path=${disk},size=256M,share=on`,
   ]);
-  const live = await launchLive(t, qemu!, {
+  return bootLive(t, qemu!, {
     machine: 'q35',
     machineOptions: ['memory-backend=in1'],
-    memory: 128 * MIB,
+    memory: 256 * MIB,
     args: [...backends, '-m', 'slots=2,maxmem=1G', '-device', 'pc-dimm,memdev=in0'],
   });
-  await live.qemu.stop();
-  return live;
 }
