@@ -4,6 +4,7 @@
  */
 
 import { VmcoreError } from './errors.js';
+import { PAGE_SIZE } from './page-size.js';
 
 /** A contiguous piece of guest physical memory. Addresses are exact as numbers: x86 has at most 52 physical bits. */
 export interface MemoryBlock {
@@ -42,7 +43,8 @@ export interface Backing {
   read(offset: number, into: Uint8Array): Promise<void>;
   /**
    * The first run of data that ends behind `offset` and starts before `end`, clipped to both; null when all is zeros.
-   * A backing that cannot tell omits the method.
+   * A backing that cannot tell omits the method. Where a run ends can take as long to find as the run is long: whoever
+   * wants all of it asks once.
    */
   nextData?(offset: number, end: number): DataRun | null;
   /**
@@ -65,6 +67,38 @@ export interface MemoryRegion extends MemoryBlock {
 /** The end (exclusive) of a block. */
 export function blockEnd(block: MemoryBlock): number {
   return block.base + block.length;
+}
+
+/**
+ * The runs of data of a region between two guest physical addresses, as such addresses: whole pages, as far as the
+ * addresses allow. All of it is data when the backing cannot tell. Each run is asked for once, whatever its length.
+ */
+export function* dataRuns(
+  { base, offset, backing }: MemoryRegion,
+  from: number,
+  to: number,
+): Generator<DataRun, undefined> {
+  if (!backing) return;
+  if (!backing.nextData) {
+    yield { start: from, end: to };
+    return;
+  }
+  const shift = base - offset;
+  for (let at = from; at < to;) {
+    const run = backing.nextData(at - shift, to - shift);
+    if (!run) return;
+    const end = Math.min(pageUp(run.end + shift), to);
+    yield { start: Math.max(pageDown(run.start + shift), at), end };
+    at = end;
+  }
+}
+
+function pageDown(address: number): number {
+  return address - (address % PAGE_SIZE);
+}
+
+function pageUp(address: number): number {
+  return pageDown(address + PAGE_SIZE - 1);
 }
 
 /** Sorted, non-overlapping regions with synchronous random access. */

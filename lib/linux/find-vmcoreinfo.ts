@@ -15,7 +15,7 @@ import { encodeNote, type ElfNote, NOTE_HEADER_SIZE, NOTE_NAME_VMCOREINFO } from
 import { decodeUtsname, UTSNAME_SIZE } from '../formats/kdump.js';
 import { parseVmcoreinfo, type Vmcoreinfo, vmcoreinfoNote } from '../formats/vmcoreinfo.js';
 import type { Guest } from '../guest.js';
-import { blockEnd, type MemoryRegion, type PhysicalMemory } from '../physical-memory.js';
+import { blockEnd, dataRuns, type MemoryBlock, type MemoryRegion, type PhysicalMemory } from '../physical-memory.js';
 import { PAGE_SIZE } from '../stage.js';
 import { type KernelMemory, kernelMemory } from './kernel-memory.js';
 import { KernelSymbols } from './kernel-symbols.js';
@@ -82,32 +82,20 @@ function onlyOne(found: readonly FoundVmcoreinfo[], guest: string): FoundVmcorei
 async function* candidateAddresses(memory: PhysicalMemory, signal?: AbortSignal): AsyncGenerator<number, undefined> {
   const buffer = Buffer.alloc(PIECE_BYTES);
   for (const region of memory.regions)
-    for (const piece of dataPieces(region)) {
+    for (const { base, length } of dataPieces(region)) {
       if (signal?.aborted) throw new VmcoreError('ABORTED', 'the search for VMCOREINFO was aborted');
-      const bytes = buffer.subarray(0, piece.length);
-      await region.backing!.read(piece.offset, bytes);
+      const bytes = buffer.subarray(0, length);
+      await region.backing!.read(region.offset + (base - region.base), bytes);
       for (let at = 0; at + TEXT_START.length <= bytes.length; at += PAGE_SIZE)
-        if (beginsText(bytes, at) || beginsNote(bytes, at)) yield piece.paddr + at;
+        if (beginsText(bytes, at) || beginsNote(bytes, at)) yield base + at;
     }
 }
 
-/** The data of a region, without its holes, in pieces of whole pages from page boundaries. */
-function* dataPieces(region: MemoryRegion): Generator<{ paddr: number; offset: number; length: number }, undefined> {
-  const { backing } = region;
+/** The data of a region, without its holes, in pieces from page boundaries: one that ends within a page is the last. */
+function* dataPieces(region: MemoryRegion): Generator<MemoryBlock, undefined> {
   const first = Math.ceil(region.base / PAGE_SIZE) * PAGE_SIZE;
-  if (!backing) return;
-  for (let paddr = first; paddr < blockEnd(region);) {
-    const offset = region.offset + (paddr - region.base);
-    const end = region.offset + region.length;
-    const run = backing.nextData ? backing.nextData(offset, end) : { start: offset, end };
-    if (!run) return;
-    // Holes are made of whole pages of the file, which need not be the guest's.
-    const skipped = Math.floor((run.start - offset) / PAGE_SIZE) * PAGE_SIZE;
-    const wanted = Math.ceil((run.end - offset - skipped) / PAGE_SIZE) * PAGE_SIZE;
-    const length = Math.min(PIECE_BYTES, wanted, end - offset - skipped);
-    yield { paddr: paddr + skipped, offset: offset + skipped, length };
-    paddr += skipped + Math.ceil(length / PAGE_SIZE) * PAGE_SIZE;
-  }
+  for (const { start, end } of dataRuns(region, first, blockEnd(region)))
+    for (let base = start; base < end; base += PIECE_BYTES) yield { base, length: Math.min(PIECE_BYTES, end - base) };
 }
 
 function beginsText(bytes: Buffer, at: number): boolean {

@@ -6,7 +6,7 @@
 
 import type { ChunkOptions } from '../guest.js';
 import type { PageExclusion } from '../page-exclusion.js';
-import { blockEnd, type DataRun, type MemoryBlock, type MemoryRegion } from '../physical-memory.js';
+import { blockEnd, type DataRun, dataRuns, type MemoryBlock, type MemoryRegion } from '../physical-memory.js';
 import { SlabPool } from '../slab-pool.js';
 import { type Chunk, PAGE_SIZE, Source, type StageOptions } from '../stage.js';
 import { intersect } from '../transforms/range-filter.js';
@@ -129,34 +129,9 @@ function* cut(
   }
 }
 
-/** The runs of data of a region as guest physical addresses, whole pages; everything when the backing cannot tell. */
-function* dataRuns({ base, offset, backing }: MemoryRegion, from: number, to: number): Generator<DataRun, undefined> {
-  if (!backing) return;
-  if (!backing.nextData) {
-    yield { start: from, end: to };
-    return;
-  }
-  const shift = base - offset;
-  for (let at = from; at < to;) {
-    const run = backing.nextData(at - shift, to - shift);
-    if (!run) return;
-    const end = Math.min(pageUp(run.end + shift), to);
-    yield { start: Math.max(pageDown(run.start + shift), at), end };
-    at = end;
-  }
-}
-
 /** What is left of runs without the pages that are to be skipped. */
 function* keptRuns(runs: Iterable<DataRun>, skip: PageExclusion): Generator<DataRun, undefined> {
   for (const run of runs)
     for (const { start, end } of skip.runs(Math.floor(run.start / PAGE_SIZE), Math.ceil(run.end / PAGE_SIZE), false))
       yield { start: Math.max(start * PAGE_SIZE, run.start), end: Math.min(end * PAGE_SIZE, run.end) };
-}
-
-function pageDown(address: number): number {
-  return address - (address % PAGE_SIZE);
-}
-
-function pageUp(address: number): number {
-  return pageDown(address + PAGE_SIZE - 1);
 }

@@ -4,6 +4,7 @@ import { findVmcoreinfoInMemory } from '../../lib/linux/find-vmcoreinfo.js';
 import type { Backing } from '../../lib/physical-memory.js';
 import { MemoryGuest } from '../../lib/sources/memory-guest.js';
 import { PAGE_SIZE } from '../../lib/stage.js';
+import { BufferBacking } from '../guest-fixture.js';
 import { IMAGE, SyntheticKernel } from './synthetic-kernel.js';
 
 const MIB = 2 ** 20;
@@ -126,4 +127,19 @@ t.test('holes are not read, wherever they begin and end', async (t) => {
   const guest = new MemoryGuest({ name: 'sparse', arch: 'x86_64', regions, cpus: [], notes: [] });
   t.equal((await findVmcoreinfoInMemory(guest))?.paddr, TEXT_AT);
   t.ok(read < 4 * MIB, `${read} bytes of a terabyte were read`);
+});
+
+t.test('where a long run of data ends is asked once', async (t) => {
+  const { bytes } = new SyntheticKernel();
+  const backing = new BufferBacking(bytes, [{ start: 0, end: bytes.length }]);
+  const { nextData } = backing;
+  let asked = 0;
+  backing.nextData = (offset, end) => {
+    asked++;
+    return nextData!(offset, end);
+  };
+  const regions = [{ base: 0, length: bytes.length, backing, offset: 0 }];
+  const guest = new MemoryGuest({ name: 'dense', arch: 'x86_64', regions, cpus: [], notes: [] });
+  t.equal(await findVmcoreinfoInMemory(guest), null);
+  t.equal(asked, 1);
 });
