@@ -12,6 +12,8 @@ import { seekData } from './holes.js';
 export class FileBacking implements Backing {
   readonly #fd: number;
   #open = true;
+  /** the run of data that was found last, as long as it is */
+  #run: DataRun = { start: 0, end: 0 };
 
   private constructor(
     readonly name: string,
@@ -52,11 +54,21 @@ export class FileBacking implements Backing {
     }
   }
 
+  /**
+   * The file system walks to the end of a run to find it, so a run that many regions are parts of is looked for once. It
+   * stays right when the file changes: what has become a hole is read, and is zeros.
+   */
   nextData(offset: number, end: number): DataRun | null {
-    const run = seekData(this.#fd, offset, end);
-    // What lies behind the end of a file that has shrunk looks like a hole.
-    if (!run) this.#checkEnd(end);
-    return run;
+    if (offset < this.#run.start || offset >= this.#run.end) {
+      const run = seekData(this.#fd, offset, end);
+      if (!run) {
+        // What lies behind the end of a file that has shrunk looks like a hole.
+        this.#checkEnd(end);
+        return null;
+      }
+      this.#run = run;
+    }
+    return { start: Math.max(this.#run.start, offset), end: Math.min(this.#run.end, end) };
   }
 
   locate(offset: number): FilePlace {

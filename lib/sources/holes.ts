@@ -11,7 +11,8 @@ const SEEK_DATA = 3;
 const SEEK_HOLE = 4;
 
 /**
- * The first run of data of a file that ends behind `offset` and starts before `end`, clipped to both.
+ * The first run of data of a file that ends behind `offset` and starts before `end`, from `offset` on. It may go on
+ * behind `end`: whoever asks for the next part of it need not look again.
  * @returns null when there is none: all of it reads as zeros
  */
 export function seekData(fd: number, offset: number, end: number): DataRun | null {
@@ -21,7 +22,7 @@ export function seekData(fd: number, offset: number, end: number): DataRun | nul
   if (start < 0) return seekFailed(c, fd, offset, end);
   if (start >= end) return null;
   const hole = c.lseek(fd, start, SEEK_HOLE);
-  return { start, end: hole < 0 ? end : Math.min(hole, end) };
+  return { start, end: hole < 0 ? end : hole };
 }
 
 /** SEEK_DATA fails with ENXIO when only a hole is left, and with EINVAL where it is not supported. */

@@ -1,4 +1,4 @@
-import { closeSync, ftruncateSync, openSync, statSync, writeSync } from 'node:fs';
+import { closeSync, ftruncateSync, openSync, statSync, truncateSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
 import { libc } from '../../lib/libc.js';
@@ -27,6 +27,19 @@ t.test('holes are found, clipped to what is asked for', async (t) => {
   t.same(backing.nextData(3 * MIB, 5.5 * MIB), { start: 5 * MIB, end: 5.5 * MIB });
   t.equal(backing.nextData(3 * MIB, 4 * MIB), null, 'data only behind the end');
   t.equal(backing.nextData(6 * MIB, 8 * MIB), null, 'no data at all');
+  backing.close();
+});
+
+t.test('a run is looked for once, whatever parts of it are asked for', async (t) => {
+  const path = sparseFile(t.testdir({}));
+  const backing = FileBacking.open(path);
+  t.same(backing.nextData(2 * MIB, 2.5 * MIB), { start: 2 * MIB, end: 2.5 * MIB });
+  // A file system that is asked again would say that there is a hole now.
+  truncateSync(path, 0);
+  truncateSync(path, 8 * MIB);
+  t.same(backing.nextData(2.5 * MIB, 8 * MIB), { start: 2.5 * MIB, end: 3 * MIB });
+  t.same(backing.nextData(2.25 * MIB, 2.75 * MIB), { start: 2.25 * MIB, end: 2.75 * MIB });
+  t.equal(backing.nextData(MIB, 8 * MIB), null, 'what is not all of the run is looked for again');
   backing.close();
 });
 
