@@ -51,7 +51,7 @@ export interface InspectedPages {
   readonly excluded: Readonly<Partial<Record<ExcludeReason, number>>>;
   /** all others */
   readonly kept: number;
-  /** those of them that are kept because the kernel's structures contradict themselves */
+  /** those of them that are kept because the kernel's structures contradict themselves, or tell nothing of them */
   readonly undecided: number;
   /** guest physical address where VMCOREINFO was found; null when the guest came with it */
   readonly vmcoreinfoAt: string | null;

@@ -23,7 +23,7 @@ export interface Prepared {
   readonly vmcoreinfoAt: number | null;
   /** the pages that are left out; null when neither the request nor the source leaves any out */
   readonly exclusion: PageExclusion | null;
-  /** pages that are kept because the kernel's structures contradict themselves */
+  /** pages that are kept because the kernel's structures contradict themselves, or tell nothing of them (not online) */
   readonly undecided: number;
 }
 
@@ -111,7 +111,7 @@ export interface LeftOut {
   readonly excluded?: number;
   /** the same by reason; absent when a range holds but some of them */
   readonly excludedByReason?: ExcludedByReason | undefined;
-  /** pages that are kept only because the kernel's structures contradict themselves */
+  /** pages that are kept only because the kernel's structures contradict themselves, or tell nothing of them */
   readonly undecided?: number;
 }
 

@@ -4,7 +4,7 @@
  *
  * The kernel has a `struct page` for each page of memory. Where they are say its sections (memory-sections.ts), what
  * they mean page-layout.ts, and page-scanner.ts decides. What is read comes from a guest that may have crashed, or that
- * may be hostile: what does not hold together is refused, or its pages are kept.
+ * may be hostile: what does not hold together is refused, or its pages are kept. Memory that is not online is kept, too.
  */
 
 import { VmcoreError } from '../errors.js';
@@ -115,7 +115,7 @@ class Decision {
       await this.#scan(walk, scanner);
       const suspicious = this.#checkFootprint(walk, exclusion);
       const unlisted = await this.#checkFreeBlocks(scanner);
-      if (!suspicious && !unlisted) return this.#report(exclusion, scanner, damage);
+      if (!suspicious && !unlisted) return this.#report(exclusion, scanner, walk, damage);
       if (round === MAX_ROUNDS) throw damage.error('what struct pages tell differs with each look');
     }
   }
@@ -186,8 +186,12 @@ class Decision {
     return this.#guest.blocks.reduce((sum, { length }) => sum + Math.ceil(length / PAGE_SIZE), 0);
   }
 
-  #report(exclusion: PageExclusion, scanner: PageScanner, damage: Damage): ExclusionReport {
+  #report(exclusion: PageExclusion, scanner: PageScanner, { offline }: PageWalk, damage: Damage): ExclusionReport {
     const warnings = damage.warnings();
+    if (offline > 0)
+      warnings.push(
+        `some of the memory is not online, and the kernel tells nothing of it; pages kept for that: ${offline}`,
+      );
     if (scanner.undecided > 0)
       warnings.push(`struct pages contradict themselves or the free lists; pages kept for that: ${scanner.undecided}`);
     if (this.#miscounted.size > 0)
@@ -200,6 +204,6 @@ class Decision {
       const count = exclusion.count(reason);
       if (count > 0) warnings.push(`pages left out because the kernel has marked them as ${reason}: ${count}`);
     }
-    return { exclusion, undecided: damage.pages + scanner.undecided, warnings };
+    return { exclusion, undecided: damage.pages + scanner.undecided + offline, warnings };
   }
 }

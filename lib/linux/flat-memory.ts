@@ -29,7 +29,7 @@ export class FlatMemory implements MemoryMap {
         `${symbols.guest}: the kernel's mem_map leads nowhere; it is damaged, or VMCOREINFO is of another kernel; dump without a level above 1`,
       );
     this.#pageSize = pageSize;
-    this.#section = { firstPfn: 0, pages: Number(start + spanned), memMap };
+    this.#section = { firstPfn: 0, pages: Number(start + spanned), memMap, online: true };
   }
 
   *within(): Generator<MemorySection, undefined> {

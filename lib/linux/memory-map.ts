@@ -16,6 +16,8 @@ export interface MemorySection {
   readonly pages: number;
   /** virtual address of the first struct page */
   readonly memMap: bigint;
+  /** whether the kernel uses the memory; of what it does not, nobody has written the struct pages */
+  readonly online: boolean;
 }
 
 /** Told of what does not hold together: `what` in words, page frames [start, end) cannot be decided. Throws or returns. */

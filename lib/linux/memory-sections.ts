@@ -5,6 +5,9 @@
  * A section is a run of 2^SECTION_SIZE_BITS bytes. Its `struct mem_section` holds `section_mem_map`: the address of the
  * `struct page` of page frame 0, as if the section's array reached back to there, with flags in the low bits. VMEMMAP
  * has one such array for all of memory, so there all sections hold the same address; one that differs is damaged.
+ *
+ * Memory that was plugged in is present before anybody brings it online, and after it was taken offline. Its struct pages
+ * then hold what was in that memory before. makedumpfile takes them at their word.
  */
 
 import { VmcoreError } from '../errors.js';
@@ -16,6 +19,12 @@ import type { MemoryMap, MemorySection, OnDamage } from './memory-map.js';
 
 /** SECTION_MARKED_PRESENT */
 const PRESENT = 1n;
+/** SECTION_IS_ONLINE, since 4.13 */
+const ONLINE = 4n;
+/** SECTION_IS_EARLY, since 5.3: the memory was there when the kernel booted, which brings such memory online */
+const EARLY = 8n;
+/** Releases whose ONLINE may come without EARLY. In a later one, flags without EARLY are not in the places that are known. */
+const BEFORE_EARLY = /^[45]\./;
 /** Bits of section_mem_map that are flags, those of all kernels (SECTION_MAP_LAST_BIT): page arrays are page-aligned. */
 const FLAGS = 0xfffn;
 /** What x86_64 has where VMCOREINFO does not say (arch/x86/include/asm/sparsemem.h). */
@@ -28,11 +37,13 @@ const POINTER_SIZE = 8;
 const SAMPLE = 4096;
 
 /** A section that has struct pages. */
-interface Section extends MemorySection {
+interface Section extends Omit<MemorySection, 'online'> {
   /** number of the section */
   readonly number: number;
   /** what section_mem_map holds without its flags: where the struct page of page frame 0 would be */
   readonly coded: bigint;
+  /** its flags */
+  readonly flags: bigint;
 }
 
 /** How a kernel divides memory. */
@@ -93,6 +104,8 @@ export class MemorySections implements MemoryMap {
   readonly #table: bigint;
   /** what VMEMMAP's sections hold; null without VMEMMAP */
   readonly #vmemmap: bigint | null;
+  /** whether ONLINE is known to mean that */
+  readonly #tellsOnline: boolean;
 
   /**
    * @param pageSize bytes of struct page
@@ -113,12 +126,15 @@ export class MemorySections implements MemoryMap {
       );
     this.#table = table;
     this.#vmemmap = this.#findVmemmap(blocks);
+    const known = BEFORE_EARLY.test(symbols.info.get('OSRELEASE') ?? '') ? ONLINE : ONLINE | EARLY;
+    this.#tellsOnline = [...this.#sample(blocks)].some(({ flags }) => (flags & known) === known);
   }
 
   /** The sections that the guest's memory is in, in order; the damage to others is told. */
-  *within(blocks: readonly MemoryBlock[], onDamage: OnDamage): Generator<Section, undefined> {
+  *within(blocks: readonly MemoryBlock[], onDamage: OnDamage): Generator<MemorySection, undefined> {
     for (const section of this.#present(this.#table, blocks, onDamage)) {
-      if (this.#vmemmap === null || section.coded === this.#vmemmap) yield section;
+      const online = !this.#tellsOnline || (section.flags & ONLINE) !== 0n;
+      if (this.#vmemmap === null || section.coded === this.#vmemmap) yield { ...section, online };
       else onDamage(`${describe(section)} is not in the array of all others`, ...this.#range(section.number));
     }
   }
@@ -152,22 +168,22 @@ export class MemorySections implements MemoryMap {
   #findVmemmap(blocks: readonly MemoryBlock[]): bigint | null {
     let candidate = 0n;
     let votes = 0;
-    for (const coded of this.#sample(blocks)) {
+    for (const { coded } of this.#sample(blocks)) {
       if (votes === 0) candidate = coded;
       votes += coded === candidate ? 1 : -1;
     }
     let [same, all] = [0, 0];
-    for (const coded of this.#sample(blocks)) {
+    for (const { coded } of this.#sample(blocks)) {
       all++;
       if (coded === candidate) same++;
     }
     return same * 2 > all ? candidate : null;
   }
 
-  *#sample(blocks: readonly MemoryBlock[]): Generator<bigint, undefined> {
+  *#sample(blocks: readonly MemoryBlock[]): Generator<Section, undefined> {
     let count = 0;
-    for (const { coded } of this.#present(this.#table, blocks, () => {})) {
-      yield coded;
+    for (const section of this.#present(this.#table, blocks, () => {})) {
+      yield section;
       if (++count === SAMPLE) return;
     }
   }
@@ -188,7 +204,7 @@ export class MemorySections implements MemoryMap {
         const coded = map & ~FLAGS;
         const firstPfn = number * pages;
         const memMap = BigInt.asUintN(64, coded + BigInt(firstPfn * pageSize));
-        const section = { number, firstPfn, pages, memMap, coded };
+        const section = { number, firstPfn, pages, memMap, coded, flags: map & FLAGS };
         if (this.#kernel.isKernelAddress(memMap)) yield section;
         else onDamage(`${describe(section)} leads nowhere`, ...this.#range(number));
       }

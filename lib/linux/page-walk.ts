@@ -48,6 +48,8 @@ export class PageWalk implements Footprint {
   #repeats = 0;
   #suspect = false;
 
+  /** pages of the guest's memory that is not online */
+  offline = 0;
   /** pages of memory that hold struct pages */
   readonly structs = new PageSet();
   /** pages of memory that are page tables which lead to struct pages */
@@ -61,7 +63,7 @@ export class PageWalk implements Footprint {
   }
 
   /**
-   * The struct pages of the guest's memory that can be read; the bytes are valid until the next are asked for.
+   * The struct pages of the guest's memory that is online, as far as they can be read; the bytes are valid until the next are asked for.
    * @throws VmcoreError READ, TRUNCATED; what onDamage throws; the signal's reason
    */
   async *arrays(): AsyncGenerator<PageArray, undefined> {
@@ -69,6 +71,10 @@ export class PageWalk implements Footprint {
     for (const section of sections.within(blocks, onDamage))
       for (const { start, end } of this.#pieces(section)) {
         signal?.throwIfAborted();
+        if (!section.online) {
+          this.offline += end - start;
+          continue;
+        }
         const array = this.#read(section, start, end);
         if (array) yield array;
         await breathe();

@@ -272,15 +272,49 @@ t.test('a page table that leads to a page that is left out is refused', async (t
   t.equal((await excludePages(kernel.guest, { level: 31, fallback: 'keep' })).undecided, SECTION);
 });
 
-t.test('struct pages of noise are refused, or kept', async (t) => {
-  const { kernel } = busyKernel();
-  const words = new Uint32Array(kernel.bytes.buffer, MEM_MAP + SECTION * 64, (SECTION * 64) / 4);
+/** Makes noise of the struct pages of a section. */
+function putNoise(kernel: SyntheticKernel, section: number): void {
+  const words = new Uint32Array(kernel.bytes.buffer, MEM_MAP + section * SECTION * 64, (SECTION * 64) / 4);
   let seed = 1;
   for (let i = 0; i < words.length; i++) words[i] = seed = (Math.imul(seed, 1664525) + 1013904223) >>> 0;
+}
+
+t.test('struct pages of noise are refused, or kept', async (t) => {
+  const { kernel } = busyKernel();
+  putNoise(kernel, 1);
   const refusal = { code: 'BAD_INPUT', message: 'contradict themselves too often' };
   await t.rejects(excludePages(kernel.guest, { level: 31 }), refusal);
   const report = await excludePages(kernel.guest, { level: 31, fallback: 'keep' });
   t.equal(report.undecided, SECTION);
+});
+
+/** A kernel to which a third section was added whose struct pages nobody has written, and what is left out of the others. */
+function pluggedKernel(flags: readonly [number, number, number]) {
+  const kernel = new SyntheticKernel({ memory: 48 * MIB });
+  const expected = fill(kernel, Object.keys(KINDS), 31);
+  putNoise(kernel, 2);
+  for (const [section, bits] of flags.entries()) kernel.bytes[kernel.sections + section * 16] = bits;
+  return { kernel, expected: [...expected.keys()] };
+}
+
+t.test('memory that is not online is kept, and that is no damage', async (t) => {
+  // Present, has a map, is online, early. What is added later is never early.
+  const releases = { '6.1.0-synthetic': [0xf, 0xf, 0x3], '4.19.0-synthetic': [0x7, 0x7, 0x3] } as const;
+  for (const [release, flags] of Object.entries(releases)) {
+    const { kernel, expected } = pluggedKernel(flags);
+    const report = await excludePages(withLines(kernel, { OSRELEASE: release }), { level: 31 });
+    t.strictSame(excluded(report, kernel.pages), expected, release);
+    t.equal(report.undecided, SECTION);
+    t.match(report.warnings[0], /not online.*kept for that: 4096$/);
+  }
+});
+
+t.test('the struct pages of memory that was added and brought online count', async (t) => {
+  const { kernel } = pluggedKernel([0xf, 0xf, 0x7]);
+  const refusal = { code: 'BAD_INPUT', message: 'contradict themselves too often' };
+  await t.rejects(excludePages(kernel.guest, { level: 31 }), refusal);
+  const unknown = pluggedKernel([0x7, 0x7, 0x3]);
+  await t.rejects(excludePages(unknown.kernel.guest, { level: 31 }), refusal, 'where the flags are not known, too');
 });
 
 /** Pages whose struct page contradicts itself: what is changed of which kind. */
