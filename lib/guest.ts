@@ -126,6 +126,8 @@ export interface Guest {
   chunks(options?: ChunkOptions): Source<Chunk>;
   /** pages of the memory that the source lacks; absent or null when it has all */
   readonly missing?: MissingPages | null;
+  /** what the source leaves open and was decided by a rule, with what to do where that is wrong; absent as a rule */
+  readonly assumption?: string | undefined;
   /** the machine, where it is alive and stands still for us; absent for what was saved */
   readonly live?: LiveMachine;
   /** Closes the files behind the guest; a live machine is released. */

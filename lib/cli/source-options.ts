@@ -29,7 +29,11 @@ export function sourceOptions(yargs: Argv): Argv {
       describe:
         'guest description (JSON), vmcore (ELF, kdump, dmp), raw:FILE, qmp:PATH (a live QEMU), - (a vmcore on stdin), or demo:',
     })
-    .option('below-4g', { type: 'string', describe: 'raw: RAM below 4 GiB (the rest begins at 4 GiB)' })
+    .option('below-4g', {
+      type: 'string',
+      describe:
+        "raw: RAM below 4 GiB (the rest begins at 4 GiB); by default as in QEMU's pc: all of less than 3584M, else 3G. A q35 of 2816M or more has 2G",
+    })
     .option('registers', { type: 'string', describe: 'raw: file with what HMP `info registers -a` prints' })
     .option('vmcoreinfo', { type: 'string', describe: 'raw: file with VMCOREINFO, text or ELF note' })
     .option('max-mappings', {
@@ -59,11 +63,11 @@ export function checkNumber(name: string, value: number | undefined, smallest: n
 }
 
 /**
- * Opens the guest that the options name.
+ * Opens the guest that the options name, and tells what had to be assumed of it.
  * @param interrupt ends it when a signal comes; a live machine runs on before that shows
  * @throws VmcoreError
  */
-export function openSource(args: SourceArguments, interrupt?: Interrupt): Promise<Guest> {
+export async function openSource(args: SourceArguments, interrupt?: Interrupt): Promise<Guest> {
   const { source, below4g, registers, vmcoreinfo } = args;
   const opening = openGuest(source, {
     below4g: below4g === undefined ? undefined : parseSize(below4g, '--below-4g'),
@@ -73,7 +77,9 @@ export function openSource(args: SourceArguments, interrupt?: Interrupt): Promis
     signal: interrupt?.signal,
     onWarning: warn,
   });
-  return interrupt && !isLive(args) ? interrupt.race(opening) : opening;
+  const guest = await (interrupt && !isLive(args) ? interrupt.race(opening) : opening);
+  if (guest.assumption !== undefined) warn(guest.assumption);
+  return guest;
 }
 
 /** Tells a user what is no failure. */

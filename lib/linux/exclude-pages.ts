@@ -63,8 +63,15 @@ export async function excludePages(guest: Guest, options: ExcludeOptions): Promi
     return await new Decision(guest, options).run();
   } catch (error) {
     if (signal?.aborted) throw new VmcoreError('ABORTED', 'the dump was aborted', { cause: error });
-    throw error;
+    throw withAssumption(guest, error);
   }
+}
+
+/** A kernel's structures lead nowhere as well where memory was taken to be where it is not: then that is what helps. */
+function withAssumption({ assumption }: Guest, error: unknown): unknown {
+  if (assumption === undefined || !(error instanceof VmcoreError)) return error;
+  if (error.code !== 'BAD_INPUT' && error.code !== 'UNSUPPORTED') return error;
+  return new VmcoreError(error.code, `${error.message}; ${assumption}`, { cause: error });
 }
 
 /** A decision for one guest: rounds over all struct pages, until one learns nothing that the one before did not know. */

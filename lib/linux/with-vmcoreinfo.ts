@@ -24,7 +24,7 @@ export async function withVmcoreinfo(guest: Guest, signal?: AbortSignal): Promis
   const { findVmcoreinfoInMemory } = await import('./find-vmcoreinfo.js');
   const found = await findVmcoreinfoInMemory(guest, signal);
   if (!found) return { guest, paddr: null };
-  const { name, arch, blocks, cpus, notes, memory, missing = null } = guest;
+  const { name, arch, blocks, cpus, notes, memory, missing = null, assumption } = guest;
   const completed: Guest = {
     name,
     arch,
@@ -33,6 +33,7 @@ export async function withVmcoreinfo(guest: Guest, signal?: AbortSignal): Promis
     notes: [...notes, found.note],
     memory,
     missing,
+    assumption,
     chunks: (options) => guest.chunks(options),
     close: () => guest.close(),
   };

@@ -18,6 +18,8 @@ export interface MemoryGuestFields {
   readonly cpus: readonly CpuState[];
   /** notes other than those of the CPUs */
   readonly notes: readonly ElfNote[];
+  /** what the source leaves open and was decided by a rule */
+  readonly assumption?: string | undefined;
 }
 
 /** A guest over regions of memory. It owns their backings and closes them. */
@@ -26,6 +28,7 @@ export class MemoryGuest implements Guest {
   readonly arch: Architecture;
   readonly cpus: readonly CpuState[];
   readonly notes: readonly ElfNote[];
+  readonly assumption: string | undefined;
   readonly memory: PhysicalMemory;
 
   /** @throws VmcoreError BAD_INPUT when regions overlap */
@@ -34,6 +37,7 @@ export class MemoryGuest implements Guest {
     this.arch = fields.arch;
     this.cpus = fields.cpus;
     this.notes = fields.notes;
+    this.assumption = fields.assumption;
     this.memory = new PhysicalMemory(fields.regions);
   }
 

@@ -18,7 +18,10 @@ import type { OpenQemuOptions } from './qemu-options.js';
 
 /** What a raw memory file does not say of itself. */
 interface RawMemoryOptions {
-  /** `raw:` only: bytes of RAM below 4 GiB; the rest begins at 4 GiB. By QEMU's rule for `pc` when absent */
+  /**
+   * `raw:` only: bytes of RAM below 4 GiB; the rest begins at 4 GiB. By QEMU's rule for `pc` when absent: all of less than
+   * 3.5 GiB, else 3 GiB. `q35` has 2 GiB there of 2.75 GiB and more
+   */
   readonly below4g?: number | undefined;
   /** `raw:` only: file with what HMP `info registers -a` prints */
   readonly registers?: string | undefined;

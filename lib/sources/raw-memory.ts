@@ -7,7 +7,7 @@ import { VmcoreError } from '../errors.js';
 import { vmcoreinfoNote } from '../formats/vmcoreinfo.js';
 import type { Architecture, Guest } from '../guest.js';
 import type { MemoryRegion } from '../physical-memory.js';
-import { sizeArgument } from '../sizes.js';
+import { formatSize, sizeArgument } from '../sizes.js';
 import { PAGE_SIZE } from '../stage.js';
 import { FileBacking } from './file-backing.js';
 import { MemoryGuest } from './memory-guest.js';
@@ -32,7 +32,10 @@ const SPLITS: Readonly<Record<PcMachine, { readonly from: number; readonly below
 
 /** What a raw memory file does not say of itself. */
 export interface RawMemoryOptions {
-  /** bytes of RAM below 4 GiB; the rest begins at 4 GiB. By QEMU's rule for `pc` when absent */
+  /**
+   * bytes of RAM below 4 GiB; the rest begins at 4 GiB. By QEMU's rule for `pc` when absent: all of less than 3.5 GiB,
+   * else 3 GiB. `assumption` of the guest says so where that is not the rule for `q35`
+   */
   readonly below4g?: number | undefined;
   /** file with what HMP `info registers -a` prints; without it the guest has no CPUs, so no page tables to follow */
   readonly registers?: string | undefined;
@@ -63,6 +66,7 @@ export function openRawMemory(path: string, options: RawMemoryOptions = {}): Gue
       name: path,
       arch: options.arch ?? 'x86_64',
       regions: pcRegions(backing, options.below4g),
+      assumption: options.below4g === undefined ? splitAssumption(backing) : undefined,
       cpus: options.registers === undefined ? [] : readRegisters(options.registers),
       notes: options.vmcoreinfo === undefined ? [] : [vmcoreinfoNote(readSmallFile(options.vmcoreinfo, 'VMCOREINFO'))],
     });
@@ -84,6 +88,14 @@ function pcRegions(backing: FileBacking, below4g: number | undefined): MemoryReg
   const below = Math.min(size, below4g ?? pcMemorySplit(size));
   const low = { base: 0, length: below, backing, offset: 0 };
   return below === size ? [low] : [low, { base: FOUR_GIB, length: size - below, backing, offset: below }];
+}
+
+/** A file does not tell which machine it was memory of; undefined where all split it in the same way. */
+function splitAssumption({ name, size }: FileBacking): string | undefined {
+  const below = pcMemorySplit(size);
+  const other = pcMemorySplit(size, 'q35');
+  if (below === other) return undefined;
+  return `${name} was taken for the memory of QEMU's machine pc, which has ${formatSize(below)} of it below 4 GiB; for a q35 say --below-4g ${sizeArgument(other)}`;
 }
 
 function checkSplit(below4g: number): void {

@@ -10,6 +10,7 @@ import {
   rmSync,
   statSync,
   symlinkSync,
+  truncateSync,
   writeFileSync,
 } from 'node:fs';
 import { connect, createServer } from 'node:net';
@@ -374,6 +375,24 @@ t.test('a guest without registers is dumped with a warning of one line', async (
   const paging = await runCli(['dump', 'guest.json', '-o', 'x', '--paging'], { cwd: folder });
   checkFailure(t, paging, 1, /no CPU registers, so page tables cannot be found/, 'paging');
 });
+
+t.test(
+  'raw memory that machines lay out in different ways: what is assumed is told, and again in a refusal',
+  async (t) => {
+    const folder = t.testdir({ ram: '' });
+    truncateSync(join(folder, 'ram'), 3 * 2 ** 30);
+    const assumed =
+      /ram was taken for the memory of QEMU's machine pc, which has 3 GiB of it below 4 GiB; for a q35 say --below-4g 2G$/m;
+    const guessed = await runCli(['dump', 'raw:ram', '-o', 'guessed'], { cwd: folder });
+    t.equal(guessed.code, 0);
+    t.match(guessed.stderr, assumed);
+    const told = await runCli(['dump', 'raw:ram', '-o', 'told', '--below-4g', '2G'], { cwd: folder });
+    t.notMatch(told.stderr, assumed);
+    const refused = await runCli(['dump', 'raw:ram', '-o', 'x', '-d', '31'], { cwd: folder });
+    t.equal(refused.code, 1);
+    t.match(refused.stderr, /^vmcore: ram: [^\n]*without VMCOREINFO[^\n]*for a q35 say --below-4g 2G\n$/m);
+  },
+);
 
 t.test('paging of a stream is refused', async (t) => {
   const folder = t.testdir({});

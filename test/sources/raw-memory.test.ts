@@ -39,6 +39,19 @@ t.test('memory splits as QEMU splits it', async (t) => {
   ]);
 });
 
+t.test('what is assumed is told where machines differ, unless the user says', (t) => {
+  const assumption = (size: number, options?: RawMemoryOptions) => {
+    const guest = openRawMemory(ramOf(t, size), options);
+    guest.close();
+    return guest.assumption;
+  };
+  t.equal(assumption(2816 * MIB - 4096), undefined);
+  t.match(assumption(2816 * MIB), /machine pc, which has 2\.75 GiB of it below 4 GiB; for a q35 say --below-4g 2G$/);
+  t.match(assumption(5 * GIB), /machine pc, which has 3 GiB of it below 4 GiB; for a q35 say --below-4g 2G$/);
+  t.equal(assumption(5 * GIB, { below4g: 3 * GIB }), undefined);
+  t.end();
+});
+
 t.test('or where the user says', async (t) => {
   t.same(layout(t, 34 * MIB, { below4g: 17 * MIB }), [
     [0, 17 * MIB, 0],
