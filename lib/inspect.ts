@@ -100,8 +100,9 @@ export interface InspectOptions extends OpenGuestOptions {
   readonly pages?: boolean | undefined;
 }
 
+/** With the sign in front: KASLR may have moved a kernel down, and then phys_base is below 0. */
 function hex(value: bigint | number): string {
-  return `0x${value.toString(16)}`;
+  return value < 0 ? `-0x${(-value).toString(16)}` : `0x${value.toString(16)}`;
 }
 
 /**

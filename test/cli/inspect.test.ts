@@ -45,6 +45,13 @@ t.test('a vmcore, for programs', async (t) => {
   t.ok(inspection.mappings.every(({ length, stored }) => length === stored));
 });
 
+t.test('a kernel that was moved down: phys_base has its sign in front', async (t) => {
+  const folder = t.testdir({ ram: 'A'.repeat(4096), info: `OSRELEASE=6.1.0\nNUMBER(phys_base)=${-0x23a0_0000}\n` });
+  await runCli(['dump', 'raw:ram', '--vmcoreinfo', 'info', '-f', 'kdump-raw-zlib', '-o', 'vmcore'], { cwd: folder });
+  const { stdout } = await runCli(['inspect', 'vmcore'], { cwd: folder });
+  t.match(stdout.toString(), /^ {2}physBase: -0x23a00000$/m);
+});
+
 t.test('more mappings than fit a screen', async (t) => {
   const folder = t.testdir({});
   const segments = Array.from({ length: 20 }, (_, i) => ({
