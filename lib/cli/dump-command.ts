@@ -229,11 +229,16 @@ function stdoutTarget(): DumpTarget & { fd: number } {
   return descriptorTarget(1, 'stdout');
 }
 
-/** A path of a FIFO or device is written to as it is; everything else becomes a file. */
+/** A path of a FIFO or device is written to as it is, a socket has no way to be opened; everything else becomes a file. */
 async function fileTarget(path: string, { force, sparse, sync }: DumpArguments): Promise<Target> {
   try {
     const stat = statSync(path, { throwIfNoEntry: false });
     if (!stat || stat.isFile() || stat.isDirectory()) return { file: path, force, sparse, sync };
+    if (stat.isSocket())
+      throw new VmcoreError(
+        'WRITE',
+        `cannot write ${path}: is a socket; connect to it and hand over the descriptor (--fd), or pipe the vmcore (-o -)`,
+      );
     // Not a FileHandle, which closes its descriptor when it is collected as garbage.
     return { fd: await promisify(open)(path, 'w'), name: path };
   } catch (error) {

@@ -314,6 +314,18 @@ t.test('targets: a socket', async (t) => {
   t.ok(Buffer.concat(parts).equals(want));
 });
 
+t.test('a socket by its path is refused, and stays', async (t) => {
+  const folder = t.testdir({});
+  const server = createServer();
+  await new Promise<void>((resolve) => server.listen(join(folder, 'socket'), resolve));
+  for (const force of [[], ['--force']]) {
+    const refused = await runCli(['dump', DEMO, '-o', 'socket', ...force], { cwd: folder });
+    checkFailure(t, refused, 1, /cannot write socket: is a socket; [^\n]*--fd/, `socket ${force}`);
+  }
+  t.ok(statSync(join(folder, 'socket')).isSocket());
+  await new Promise((resolve) => server.close(resolve));
+});
+
 t.test('--json: one object at the end', async (t) => {
   const folder = t.testdir({});
   const { stdout, stderr } = await runCli(['dump', DEMO, '-o', 'vmcore', '--json', '--paging'], { cwd: folder });
