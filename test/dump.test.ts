@@ -190,6 +190,25 @@ t.test('a file, a descriptor and a sink of the caller’s get the same bytes', a
   guest.close();
 });
 
+t.test('a descriptor of a file that was something else: the vmcore is the same', async (t) => {
+  const folder = t.testdir({});
+  const guest = demoGuest({ memory: 64 * MIB });
+  t.teardown(() => guest.close());
+  const want = join(folder, 'want');
+  const file = join(folder, 'file');
+  for (const format of ['elf', 'kdump-raw-lzo', 'kdump-lzo'] as const) {
+    await dump(guest, { format }, { file: want, force: true }).finished;
+    const bytes = readFileSync(want);
+    const longer = bytes.length + 4096;
+    writeFileSync(file, Buffer.alloc(longer, 'x'));
+    const fd = openSync(file, 'r+');
+    await dump(guest, { format }, { fd, close: true }).finished;
+    const found = readFileSync(file);
+    t.ok(found.subarray(0, bytes.length).equals(bytes), format);
+    t.ok(found.subarray(bytes.length).equals(Buffer.alloc(4096, 'x')), `${format}: what is behind its end stays`);
+  }
+});
+
 t.test('options of a file are passed on', async (t) => {
   const folder = t.testdir({ vmcore: 'old' });
   const file = join(folder, 'vmcore');

@@ -3,6 +3,7 @@
  *
  * Bytes go where the descriptor stands, in order, as QEMU writes to its `fd:` protocol; what is between extents is
  * filled with zeros. For formats that need it, they go to their offsets of a file instead, counted from its beginning.
+ * As with QEMU, a file that was longer than the vmcore stays as long: what it had behind the vmcore's end is its owner's.
  * The descriptor is left open unless asked otherwise: whoever opened it closes it.
  */
 
@@ -10,6 +11,7 @@ import { close, constants, fstatSync, readFileSync } from 'node:fs';
 import { VmcoreError } from '../errors.js';
 import type { Extent, StageOptions } from '../stage.js';
 import { ExtentSink } from './extent-sink.js';
+import { OldBytes } from './old-bytes.js';
 import { PipeWriter } from './pipe-writer.js';
 import { writeFully } from './write-fully.js';
 
@@ -29,6 +31,8 @@ export interface FdSinkOptions extends StageOptions {
 export class FdSink extends ExtentSink {
   readonly target: string;
   #position = 0;
+  /** what the file had in it, where extents go to their offsets */
+  #old = new OldBytes(0);
   #pipe: PipeWriter | null = null;
 
   /** @param fd an open descriptor */
@@ -41,7 +45,7 @@ export class FdSink extends ExtentSink {
   }
 
   protected override open(): void {
-    if (this.options.seek) checkSeekable(this.fd, this.target);
+    if (this.options.seek) this.#old = new OldBytes(seekableSize(this.fd, this.target));
     this.#pipe = PipeWriter.open(this.fd, this.target);
   }
 
@@ -57,14 +61,25 @@ export class FdSink extends ExtentSink {
     else await this.#writeZeros(extent.length);
   }
 
-  /** A hole is left to the file: it reads as zeros, unless the caller's file had something else there. */
+  /** A hole is left to the file, which reads as zeros there; but what the file had in it before is overwritten. */
   async #storeAt({ offset, length, data }: Extent): Promise<void> {
-    if (!data) {
-      this.totals.skipped += length;
-      return;
-    }
+    if (data) return this.#writeAt(data, offset);
+    const before = this.totals.written;
+    await this.#clear(offset, offset + length);
+    this.totals.skipped += length - (this.totals.written - before);
+  }
+
+  /** Writes zeros over what the file still has from before. */
+  async #clear(from: number, to: number): Promise<void> {
+    for (const { start, end } of this.#old.within(from, to))
+      for (let at = start; at < end && !this.destroying; at += ZEROS.length)
+        await this.#writeAt(ZEROS.subarray(0, end - at), at);
+  }
+
+  async #writeAt(data: Uint8Array, offset: number): Promise<void> {
     await writeFully(this.fd, data, offset, this.target, this.options.signal);
-    this.totals.written += length;
+    this.#old.overwrite(offset, offset + data.length);
+    this.totals.written += data.length;
   }
 
   async #writeZeros(count: number): Promise<void> {
@@ -76,6 +91,11 @@ export class FdSink extends ExtentSink {
     else await writeFully(this.fd, data, null, this.target, this.options.signal);
     this.#position += data.length;
     this.totals.written += data.length;
+  }
+
+  /** What no extent was for is zeros as well. */
+  protected override finish(): Promise<void> {
+    return this.#clear(0, this.totals.size);
   }
 
   /** A destroyed stage waits for the write that is under way: let go of the pipe, and the write ends. */
@@ -90,14 +110,19 @@ export class FdSink extends ExtentSink {
   }
 }
 
-/** @throws VmcoreError UNSUPPORTED, with QEMU's words, when offsets mean nothing to the descriptor */
-function checkSeekable(fd: number, target: string): void {
-  const isFile = fstatSync(fd).isFile();
+/**
+ * Size of the file behind a descriptor.
+ * @throws VmcoreError UNSUPPORTED, with QEMU's words, when offsets mean nothing to the descriptor
+ */
+function seekableSize(fd: number, target: string): number {
+  const stat = fstatSync(fd);
+  const isFile = stat.isFile();
   if (!isFile || isAppendOnly(fd))
     throw new VmcoreError(
       'UNSUPPORTED',
       `${target}: kdump-raw formats require a seekable file${isFile ? ' that was not opened with O_APPEND' : ''}`,
     );
+  return stat.size;
 }
 
 /** With O_APPEND, pwrite(2) ignores its offset on Linux. */

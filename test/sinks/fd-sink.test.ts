@@ -1,5 +1,5 @@
 import { execFileSync, spawn } from 'node:child_process';
-import { closeSync, fstatSync, openSync, readFileSync } from 'node:fs';
+import { closeSync, fstatSync, openSync, readFileSync, writeFileSync } from 'node:fs';
 import { connect, createServer } from 'node:net';
 import { join } from 'node:path';
 import { pipelinePromise, Readable } from 'streamx';
@@ -35,6 +35,32 @@ t.test('a file: bytes in order, holes filled with zeros, the descriptor stays op
   t.same(sink.totals, { completed: 7, written: 12, skipped: 0, size: 12 });
   t.doesNotThrow(() => fstatSync(fd));
   closeSync(fd);
+});
+
+t.test('at offsets: holes are zeros, whatever the file had there; what is behind the end stays', async (t) => {
+  const path = join(t.testdir({}), 'out');
+  const store = async (old: Buffer, extents: Extent[]) => {
+    writeFileSync(path, old);
+    const fd = openSync(path, 'r+');
+    const sink = new FdSink(fd, { close: true, seek: true });
+    await pipelinePromise(Readable.from(extents), sink);
+    return { bytes: readFileSync(path), totals: sink.totals };
+  };
+  const data = Buffer.from('data');
+  const small: Extent[] = [
+    { offset: 8, length: 4, data, memory: 0 },
+    { offset: 6, length: 2, memory: 4 },
+    { offset: 12, length: 100, memory: 100 },
+    { offset: 0, length: 4, data, memory: 0 },
+  ];
+  const over = await store(Buffer.alloc(20, 'x'), small);
+  t.equal(over.bytes.toString('latin1'), `data\0\0\0\0data${'\0'.repeat(8)}`, 'the file ends in a hole');
+  t.same(over.totals, { completed: 104, written: 20, skipped: 92, size: 112 }, 'two bytes have no extent');
+  t.same((await store(Buffer.alloc(0), small)).totals, { completed: 104, written: 8, skipped: 102, size: 112 }, 'new');
+
+  const { bytes } = await store(Buffer.alloc(3 * MIB, 'x'), [{ offset: 10, length: 2 * MIB, memory: 0 }]);
+  const want = Buffer.alloc(3 * MIB, 'x').fill(0, 0, 2 * MIB + 10);
+  t.ok(bytes.equals(want), 'a hole larger than what is written at a time');
 });
 
 t.test('the descriptor is closed when asked, also on failure', async (t) => {
