@@ -78,8 +78,9 @@ export class DumpJob extends EventEmitter<{ progress: [Progress]; warning: [stri
     const started = performance.now();
     const { signal } = this.#abort;
     try {
+      signal.throwIfAborted();
       const plan = await planDump(guest, request, { signal, onWarning: (text) => this.#warn(text) });
-      const sink = openSink(target, plan, signal);
+      const sink = await openSink(target, plan, signal);
       const tally = new Tally({ signal });
       await this.#carryOut(request, plan, tally, sink);
       return {
@@ -124,10 +125,30 @@ export class DumpJob extends EventEmitter<{ progress: [Progress]; warning: [stri
   }
 }
 
-function openSink(target: DumpTarget, { seeks }: Plan, signal: AbortSignal): ExtentSink {
+/** The sink of a dump that is planned; where there is none, nothing is left of the plan. */
+async function openSink(target: DumpTarget, plan: Plan, signal: AbortSignal): Promise<ExtentSink> {
+  try {
+    signal.throwIfAborted();
+    return sinkOf(target, plan, signal);
+  } catch (error) {
+    await discard(plan);
+    throw error;
+  }
+}
+
+function sinkOf(target: DumpTarget, { seeks }: Plan, signal: AbortSignal): ExtentSink {
   if (target instanceof ExtentSink) return target;
   if ('file' in target) return new FileSink(target.file, { ...target, signal });
   return new FdSink(target.fd, { seek: seeks, ...target, signal });
+}
+
+/** Lets go of what a plan has acquired: the threads of the page encoder, which its stage closes. */
+async function discard({ stages }: Plan): Promise<void> {
+  const closed = stages.map(async (stage) => {
+    if (stage.destroyed) return;
+    await new Promise<void>((resolve) => stage.once('close', () => resolve()).destroy());
+  });
+  await Promise.all(closed);
 }
 
 /**

@@ -15,6 +15,7 @@
  */
 
 import { Readable, Transform, Writable } from 'streamx';
+import { VmcoreError } from './errors.js';
 import type { FilePlace } from './physical-memory.js';
 
 /** A contiguous run of guest physical memory on its way through the stages. */
@@ -102,17 +103,14 @@ const HOLE_WEIGHT = 4096;
 
 /** Options that every stage takes. */
 export interface StageOptions {
-  /** destroys the stage, and with it the pipeline that it is part of */
+  /** destroys the stage, and with it the pipeline that it is part of; one that is aborted already lets it not begin */
   readonly signal?: AbortSignal | undefined;
 }
 
-function streamOptions(options: StageOptions) {
-  return {
-    highWaterMark: STAGE_BUFFER_BYTES,
-    byteLength: (item: unknown) => (item as Partial<Chunk>).data?.byteLength || HOLE_WEIGHT,
-    ...(options.signal ? { signal: options.signal } : {}),
-  };
-}
+const STREAM_OPTIONS = {
+  highWaterMark: STAGE_BUFFER_BYTES,
+  byteLength: (item: unknown) => (item as Partial<Chunk>).data?.byteLength || HOLE_WEIGHT,
+};
 
 type Callback = (error: Error | null) => void;
 
@@ -122,10 +120,48 @@ function settle(work: Promise<void> | void, callback: Callback): void {
   else work.then(() => callback(null), callback);
 }
 
+/** Like settle, for hooks that may throw. */
+function attempt(hook: () => Promise<void> | void, callback: Callback): void {
+  let work: Promise<void> | void;
+  try {
+    work = hook();
+  } catch (error) {
+    callback(error instanceof Error ? error : new Error(String(error)));
+    return;
+  }
+  settle(work, callback);
+}
+
+/**
+ * Destroys a stage when a signal is aborted. streamx has an option for that, with which a stage that waits for its
+ * pipeline, so that nobody listens to its errors yet, ends the process.
+ */
+function destroyOnAbort(stage: Readable | Writable, signal: AbortSignal | undefined): void {
+  const abort = () => {
+    stage.on('error', () => {});
+    stage.destroy(abortedError(signal));
+  };
+  signal?.addEventListener('abort', abort, { once: true });
+}
+
+/** Opens a stage; one whose signal was aborted before there was a stage is not opened, and its pipeline ends. */
+function begin(open: () => Promise<void> | void, signal: AbortSignal | undefined, callback: Callback): void {
+  if (signal?.aborted) callback(abortedError(signal));
+  else attempt(open, callback);
+}
+
+function abortedError(signal: AbortSignal | undefined): VmcoreError {
+  return new VmcoreError('ABORTED', 'aborted by its signal', { cause: signal?.reason });
+}
+
 /** A Readable stage of `T`. */
 export abstract class Source<T> extends Readable {
+  readonly #signal: AbortSignal | undefined;
+
   constructor(options: StageOptions = {}) {
-    super(streamOptions(options));
+    super(STREAM_OPTIONS);
+    this.#signal = options.signal;
+    destroyOnAbort(this, options.signal);
   }
 
   /** Acquires what the stage needs. */
@@ -136,7 +172,7 @@ export abstract class Source<T> extends Readable {
   protected close(): Promise<void> | void {}
 
   override _open(callback: Callback): void {
-    settle(this.open(), callback);
+    begin(() => this.open(), this.#signal, callback);
   }
 
   override _read(callback: Callback): void {
@@ -147,7 +183,7 @@ export abstract class Source<T> extends Readable {
   }
 
   override _destroy(callback: Callback): void {
-    settle(this.close(), callback);
+    attempt(() => this.close(), callback);
   }
 
   override [Symbol.asyncIterator](): AsyncIterator<T> {
@@ -157,8 +193,12 @@ export abstract class Source<T> extends Readable {
 
 /** A Transform stage from `I` to `O`. */
 export abstract class Stage<I, O> extends Transform {
+  readonly #signal: AbortSignal | undefined;
+
   constructor(options: StageOptions = {}) {
-    super(streamOptions(options));
+    super(STREAM_OPTIONS);
+    this.#signal = options.signal;
+    destroyOnAbort(this, options.signal);
   }
 
   /** Acquires what the stage needs, and may `emitItem` what comes before the first input. */
@@ -176,7 +216,7 @@ export abstract class Stage<I, O> extends Transform {
   }
 
   override _open(callback: Callback): void {
-    attempt(() => this.open(), callback);
+    begin(() => this.open(), this.#signal, callback);
   }
 
   override _transform(item: unknown, callback: (error: Error | null, mapped: unknown) => void): void {
@@ -201,8 +241,12 @@ export abstract class Stage<I, O> extends Transform {
 
 /** A Writable stage of `T`. */
 export abstract class Sink<T> extends Writable {
+  readonly #signal: AbortSignal | undefined;
+
   constructor(options: StageOptions = {}) {
-    super(streamOptions(options));
+    super(STREAM_OPTIONS);
+    this.#signal = options.signal;
+    destroyOnAbort(this, options.signal);
   }
 
   /** Acquires what the stage needs. */
@@ -215,7 +259,7 @@ export abstract class Sink<T> extends Writable {
   protected close(): Promise<void> | void {}
 
   override _open(callback: Callback): void {
-    attempt(() => this.open(), callback);
+    begin(() => this.open(), this.#signal, callback);
   }
 
   override _write(item: unknown, callback: Callback): void {
@@ -229,18 +273,6 @@ export abstract class Sink<T> extends Writable {
   override _destroy(callback: Callback): void {
     attempt(() => this.close(), callback);
   }
-}
-
-/** Like settle, for hooks that may throw. */
-function attempt(hook: () => Promise<void> | void, callback: Callback): void {
-  let work: Promise<void> | void;
-  try {
-    work = hook();
-  } catch (error) {
-    callback(error instanceof Error ? error : new Error(String(error)));
-    return;
-  }
-  settle(work, callback);
 }
 
 /**

@@ -1,11 +1,13 @@
 /** `dump()` and the stages as a program uses them. */
 
+import { execFile } from 'node:child_process';
 import { once } from 'node:events';
 import { closeSync, createWriteStream, openSync, readdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Writable as NodeWritable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { promisify } from 'node:util';
 import { pipelinePromise } from 'streamx';
 import t from 'tap';
 import {
@@ -246,6 +248,59 @@ t.test('aborted by a signal, by the job, and before it began', async (t) => {
   await begun(stopped);
   stopped.abort();
   await t.rejects(stopped.finished, { code: 'ABORTED' }, 'a sink of the caller’s');
+});
+
+t.test('aborted before it began, or while it is planned: nothing is made', async (t) => {
+  const folder = t.testdir({});
+  const file = join(folder, 'vmcore');
+  const guest = demoGuest({ memory: 64 * MIB });
+  t.teardown(() => guest.close());
+  const aborted = AbortSignal.abort();
+  for (const [format, most] of [
+    ['elf', 30],
+    ['kdump-raw-lzo', 8],
+  ] as const) {
+    const before = dump(guest, { format }, { file }, aborted);
+    await t.rejects(before.finished, { code: 'ABORTED' }, `${format}: before`);
+    for (let turns = 0; turns < most; turns++) {
+      const job = dump(guest, { format }, { file });
+      for (let turn = 0; turn < turns; turn++) await Promise.resolve();
+      job.abort();
+      await t.rejects(job.finished, { code: 'ABORTED' }, `${format}: after ${turns} turns`);
+    }
+    const job = dump(guest, { format }, { file });
+    setImmediate(() => job.abort());
+    await t.rejects(job.finished, { code: 'ABORTED' }, `${format}: while it is planned`);
+    t.same(readdirSync(folder), []);
+  }
+
+  const read = async () => {
+    const options = { range: undefined, signal: aborted };
+    for await (const chunk of guest.chunks(options)) t.fail(`a chunk at ${chunk.paddr}`);
+  };
+  await t.rejects(read(), { code: 'ABORTED' }, 'a source');
+  const stage = new ElfFramer(planElf(guest), { signal: aborted });
+  await t.rejects(pipelinePromise(guest.chunks(), stage, new MemorySink()), { code: 'ABORTED' }, 'a stage');
+  const framer = new ElfFramer(planElf(guest));
+  const sink = new FileSink(file, { signal: aborted });
+  await sleep(1);
+  await t.rejects(pipelinePromise(guest.chunks(), framer, sink), { code: 'ABORTED' }, 'a sink');
+  t.same(readdirSync(folder), []);
+});
+
+t.test('a dump that does not come to be leaves no thread behind', async (t) => {
+  const lib = new URL('../lib/index.js', import.meta.url);
+  const script = `
+    import { demoGuest, dump } from '${lib}';
+    const guest = demoGuest({ memory: 64 << 20 });
+    const request = { format: 'kdump-lzo' };
+    const job = dump(guest, request, { file: 'aborted' });
+    job.abort();
+    await job.finished.catch(({ code }) => console.log(code));
+  `;
+  const args = ['--input-type=module', '-e', script];
+  const { stdout } = await promisify(execFile)(process.execPath, args, { cwd: t.testdir({}), timeout: 30_000 });
+  t.equal(stdout, 'ABORTED\n', 'the process ends');
 });
 
 t.test('a signal that comes too late does nothing', async (t) => {
