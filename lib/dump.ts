@@ -79,6 +79,7 @@ export class DumpJob extends EventEmitter<{ progress: [Progress]; warning: [stri
     const { signal } = this.#abort;
     try {
       signal.throwIfAborted();
+      checkTarget(target);
       const plan = await planDump(guest, request, { signal, onWarning: (text) => this.#warn(text) });
       const sink = await openSink(target, plan, signal);
       const tally = new Tally({ signal });
@@ -125,10 +126,23 @@ export class DumpJob extends EventEmitter<{ progress: [Progress]; warning: [stri
   }
 }
 
+/** @throws VmcoreError USAGE when nothing can be written there */
+function checkTarget(target: DumpTarget): void {
+  if (target instanceof ExtentSink) {
+    if (target.destroying) throw new VmcoreError('USAGE', `${target.target}: the sink has been used; make a new one`);
+    return;
+  }
+  // What programs without types may give.
+  const { file, fd } = ((target as unknown) ?? {}) as Readonly<Record<string, unknown>>;
+  if (typeof file !== 'string' && typeof fd !== 'number')
+    throw new VmcoreError('USAGE', 'the target of a dump is { file }, { fd } or an ExtentSink');
+}
+
 /** The sink of a dump that is planned; where there is none, nothing is left of the plan. */
 async function openSink(target: DumpTarget, plan: Plan, signal: AbortSignal): Promise<ExtentSink> {
   try {
     signal.throwIfAborted();
+    checkTarget(target);
     return sinkOf(target, plan, signal);
   } catch (error) {
     await discard(plan);

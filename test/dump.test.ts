@@ -288,19 +288,41 @@ t.test('aborted before it began, or while it is planned: nothing is made', async
   t.same(readdirSync(folder), []);
 });
 
+t.test('a target that nothing can be written to', async (t) => {
+  const file = join(t.testdir({}), 'vmcore');
+  for (const format of ['elf', 'kdump-lzo'] as const) {
+    const sink = new FileSink(file, { force: true });
+    await dump(smallGuest(), { format }, sink).finished;
+    const again = dump(smallGuest(), { format }, sink);
+    await t.rejects(again.finished, { code: 'USAGE', message: /vmcore: the sink has been used/ }, `${format}: used`);
+
+    const unused = new MemorySink();
+    const job = dump(smallGuest(), { format }, unused);
+    unused.destroy();
+    await t.rejects(job.finished, { code: 'USAGE' }, `${format}: destroyed while the dump is planned`);
+
+    for (const target of [undefined, null, {}, { file: 1 }, 'file'])
+      await t.rejects(dump(smallGuest(), { format }, target as never).finished, { code: 'USAGE' }, format);
+  }
+});
+
 t.test('a dump that does not come to be leaves no thread behind', async (t) => {
   const lib = new URL('../lib/index.js', import.meta.url);
   const script = `
-    import { demoGuest, dump } from '${lib}';
+    import { demoGuest, dump, FileSink } from '${lib}';
     const guest = demoGuest({ memory: 64 << 20 });
     const request = { format: 'kdump-lzo' };
+    const sink = new FileSink('used');
+    await dump(guest, request, sink).finished;
+    await dump(guest, request, sink).finished.catch(({ code }) => console.log(code));
+    await dump(guest, request, undefined).finished.catch(({ code }) => console.log(code));
     const job = dump(guest, request, { file: 'aborted' });
     job.abort();
     await job.finished.catch(({ code }) => console.log(code));
   `;
   const args = ['--input-type=module', '-e', script];
   const { stdout } = await promisify(execFile)(process.execPath, args, { cwd: t.testdir({}), timeout: 30_000 });
-  t.equal(stdout, 'ABORTED\n', 'the process ends');
+  t.equal(stdout, 'USAGE\nUSAGE\nABORTED\n', 'the process ends');
 });
 
 t.test('a signal that comes too late does nothing', async (t) => {
