@@ -6,8 +6,8 @@
  */
 
 import { constants, unlinkSync } from 'node:fs';
-import { type FileHandle, link, lstat, open, realpath, rename, unlink } from 'node:fs/promises';
-import { basename, dirname, join } from 'node:path';
+import { type FileHandle, link, lstat, open, readlink, realpath, rename, unlink } from 'node:fs/promises';
+import { basename, dirname, isAbsolute, join } from 'node:path';
 import { errnoOf, ioError, VmcoreError } from '../errors.js';
 import { libc } from '../libc.js';
 import type { Extent, StageOptions } from '../stage.js';
@@ -20,6 +20,9 @@ const FILE_MODE = 0o600;
 
 /** Zeros between data that are fewer than this are written: one write less is worth some zeros. */
 const SMALLEST_HOLE = 32 * 1024;
+
+/** How many symbolic links, one after the other, are followed to a file that is not there: as many as Linux follows. */
+const MOST_LINKS = 40;
 
 /** How a file is to be written. */
 export interface FileSinkOptions extends StageOptions {
@@ -37,7 +40,7 @@ export class FileSink extends ExtentSink {
   #path: string;
   #partial = '';
 
-  /** @param target path of the vmcore; a symbolic link is followed */
+  /** @param target path of the vmcore; a symbolic link is followed, also to a file that is not there yet */
   constructor(
     readonly target: string,
     readonly options: FileSinkOptions = {},
@@ -113,7 +116,7 @@ export class FileSink extends ExtentSink {
 
   /** Follows symbolic links; refuses what exists, unless forced, and what is no file, always. */
   async #resolveTarget(): Promise<string> {
-    const path = await realpath(this.target).catch(() => this.target);
+    const path = await followLinks(this.target);
     const stat = await lstat(path).catch(() => null);
     if (stat?.isDirectory()) throw new VmcoreError('WRITE', `cannot write ${this.target}: is a directory`);
     if (stat && !this.options.force) throw this.#exists();
@@ -139,6 +142,25 @@ export class FileSink extends ExtentSink {
   #exists(): VmcoreError {
     return new VmcoreError('EXISTS', `${this.target} exists; give --force to replace it`);
   }
+}
+
+/** Where a path leads: that of the file, or that where it will be made. */
+async function followLinks(target: string): Promise<string> {
+  let path = target;
+  for (let links = 0; links < MOST_LINKS; links++) {
+    try {
+      return await realpath(path);
+    } catch (error) {
+      if (errnoOf(error) === 'ELOOP') break;
+      // What else is wrong with it keeps the file from being made, and is told then.
+      if (errnoOf(error) !== 'ENOENT') return path;
+    }
+    const text = await readlink(path).catch(() => null);
+    if (text === null) return path;
+    // Not normalized: behind a link to a folder, `..` is not what it looks like.
+    path = isAbsolute(text) ? text : `${dirname(path)}/${text}`;
+  }
+  throw new VmcoreError('WRITE', `cannot write ${target}: too many symbolic links, or they lead in a circle`);
 }
 
 /** What zeros are written from where the file system cannot reserve them. */

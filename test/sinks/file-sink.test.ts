@@ -1,4 +1,13 @@
-import { chmodSync, existsSync, readdirSync, readFileSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  existsSync,
+  lstatSync,
+  readdirSync,
+  readFileSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { pipelinePromise, Readable } from 'streamx';
 import t from 'tap';
@@ -87,6 +96,33 @@ t.test('a symbolic link is followed', async (t) => {
   symlinkSync('real', join(dir, 'link'));
   await write(join(dir, 'link'), [extent(0, bytes(3, 0x41))], { force: true });
   t.equal(readFileSync(join(dir, 'real'), 'utf8'), 'AAA');
+});
+
+t.test('a symbolic link to a file that is not there yet is followed', async (t) => {
+  const dir = t.testdir({ big: { sub: {} } });
+  const links = {
+    relative: 'big/relative.out',
+    absolute: join(dir, 'big', 'absolute.out'),
+    chain: 'relative-2',
+    'relative-2': 'big/chain.out',
+    folder: 'big/sub',
+    dots: 'folder/../dots.out',
+  };
+  for (const [name, text] of Object.entries(links)) symlinkSync(text, join(dir, name));
+  for (const name of ['relative', 'absolute', 'chain', 'dots']) {
+    await write(join(dir, name), [extent(0, bytes(3, 0x41))]);
+    t.ok(lstatSync(join(dir, name)).isSymbolicLink(), `${name}: is still a link`);
+    t.equal(readFileSync(join(dir, 'big', `${name}.out`), 'utf8'), 'AAA', name);
+    await t.rejects(write(join(dir, name), []), { code: 'EXISTS' }, `${name}: now it is there`);
+  }
+  t.same(readdirSync(join(dir, 'big')).length, 5, 'nothing is left beside');
+
+  symlinkSync('no/such', join(dir, 'lost'));
+  await t.rejects(write(join(dir, 'lost'), []), { code: 'WRITE', message: /lost: no such file or directory/ });
+  symlinkSync('loop', join(dir, 'loop'));
+  const loop = { code: 'WRITE', message: /loop: too many symbolic links, or they lead in a circle$/ };
+  await t.rejects(write(join(dir, 'loop'), [], { force: true }), loop);
+  t.ok(lstatSync(join(dir, 'loop')).isSymbolicLink(), 'a loop stays');
 });
 
 t.test('what cannot be written says so in one line', async (t) => {
