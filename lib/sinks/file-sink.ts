@@ -24,6 +24,9 @@ const SMALLEST_HOLE = 32 * 1024;
 /** How many symbolic links, one after the other, are followed to a file that is not there: as many as Linux follows. */
 const MOST_LINKS = 40;
 
+/** Bytes of a file's name that go into the name it has until it is whole; of 255 that file systems allow. */
+const MOST_NAME_BYTES = 200;
+
 /** How a file is to be written. */
 export interface FileSinkOptions extends StageOptions {
   /** replace an existing file; without it an existing file is refused */
@@ -51,7 +54,7 @@ export class FileSink extends ExtentSink {
 
   protected override async open(): Promise<void> {
     this.#path = await this.#resolveTarget();
-    this.#partial = join(dirname(this.#path), `.${basename(this.#path)}.${randomName()}.partial`);
+    this.#partial = join(dirname(this.#path), partialName(basename(this.#path)));
     const flags = constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL;
     this.#file = await attempt(this.target, 'create', () => open(this.#partial, flags, FILE_MODE));
   }
@@ -152,6 +155,8 @@ async function followLinks(target: string): Promise<string> {
       return await realpath(path);
     } catch (error) {
       if (errnoOf(error) === 'ELOOP') break;
+      if (errnoOf(error) === 'ENAMETOOLONG')
+        throw new VmcoreError('WRITE', `cannot write ${target}: the name is too long`, { cause: error });
       // What else is wrong with it keeps the file from being made, and is told then.
       if (errnoOf(error) !== 'ENOENT') return path;
     }
@@ -165,6 +170,13 @@ async function followLinks(target: string): Promise<string> {
 
 /** What zeros are written from where the file system cannot reserve them. */
 const ZEROS = new Uint8Array(1 << 18);
+
+/** What a file is called until it is whole: by its name, or the beginning of one that leaves no room for the rest. */
+function partialName(name: string): string {
+  // Where a character is cut it becomes another, of three bytes at most.
+  const start = Buffer.from(name).subarray(0, MOST_NAME_BYTES).toString();
+  return `.${start}.${randomName()}.partial`;
+}
 
 /** A name that is not there yet, most likely; O_EXCL sees to the rest. Loading node:crypto would take longer than this. */
 function randomName(): string {

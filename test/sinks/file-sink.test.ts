@@ -125,6 +125,15 @@ t.test('a symbolic link to a file that is not there yet is followed', async (t) 
   t.ok(lstatSync(join(dir, 'loop')).isSymbolicLink(), 'a loop stays');
 });
 
+t.test('a name may be as long as the file system allows', async (t) => {
+  const dir = t.testdir({});
+  const names = ['a'.repeat(255), 'ä'.repeat(127), `b${'€'.repeat(84)}`];
+  for (const name of names) await write(join(dir, name), [extent(0, bytes(3, 0x41))]);
+  t.same(readdirSync(dir).sort(), names.sort());
+  const tooLong = { code: 'WRITE', message: /c: the name is too long$/ };
+  await t.rejects(write(join(dir, 'c'.repeat(256)), []), tooLong, 'before anything is written');
+});
+
 t.test('what cannot be written says so in one line', async (t) => {
   const dir = t.testdir({ sub: {} });
   await t.rejects(write(join(dir, 'sub'), []), { code: 'WRITE', message: /is a directory/ });
