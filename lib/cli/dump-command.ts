@@ -12,6 +12,7 @@ import { type DumpedPages, FORMATS, type Format } from '../plan.js';
 import { formatSize, parseSize } from '../sizes.js';
 import { Interrupt } from './interrupt.js';
 import { liveOptions, liveText, releaseAfter, releaseFailed } from './live-source.js';
+import { checkPassed } from './passed-descriptor.js';
 import { showProgress } from './progress-bar.js';
 import { checkBounds, checkNumber, openSource, type SourceArguments, sourceOptions, warn } from './source-options.js';
 
@@ -215,11 +216,7 @@ async function targetOf(args: DumpArguments): Promise<Target> {
 }
 
 function descriptorTarget(fd: number, name: string): DumpTarget & { fd: number } {
-  try {
-    fstatSync(fd);
-  } catch (error) {
-    throw ioError('WRITE', `write ${name}`, error);
-  }
+  checkPassed(fd);
   return { fd, name };
 }
 

@@ -1,12 +1,12 @@
 /** `vmcore qmp`: serves a guest, or sits before a live QEMU, for programs that talk to QEMU's monitor. */
 
-import { fstatSync } from 'node:fs';
 import type { Argv } from 'yargs';
-import { ioError, VmcoreError } from '../errors.js';
+import { VmcoreError } from '../errors.js';
 import type { QmpProxy } from '../qmp/proxy.js';
 import type { QmpServer } from '../qmp/server.js';
 import { Interrupt } from './interrupt.js';
 import { isLive, liveOpenOptions, liveOptions } from './live-source.js';
+import { checkPassed } from './passed-descriptor.js';
 import { checkBounds, openSource, type SourceArguments, sourceOptions, warn } from './source-options.js';
 
 /** Names of the options, as yargs gives them. */
@@ -113,10 +113,6 @@ function parseDescriptor(text: string): { name: string; fd: number } {
   if (name === undefined || number === undefined)
     throw new VmcoreError('USAGE', `--add-fd takes NAME=N, a name that begins with no digit and a number, not ${text}`);
   const fd = Number(number);
-  try {
-    fstatSync(fd);
-  } catch (error) {
-    throw ioError('WRITE', `use fd ${fd} as ${name}`, error);
-  }
+  checkPassed(fd);
   return { name, fd };
 }

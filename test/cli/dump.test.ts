@@ -157,7 +157,7 @@ t.test('what cannot be done: exit code 1, one line, nothing made', async (t) => 
     [['dump', DEMO, '-o', 'text/x'], /text\/x/],
     [['dump', DEMO, '-o', 'x'.repeat(300)], /xxx/],
     [['dump', DEMO, '-o', 'vmcore'], /vmcore exists; give --force/],
-    [['dump', DEMO, '--fd', '77'], /cannot write fd 77: bad file descriptor/],
+    [['dump', DEMO, '--fd', '77'], /fd 77 is not open: open it for vmcore, for example 77> vmcore/],
     [['dump', DEMO, '-o', '/dev/full'], /cannot write \/dev\/full: no space left/],
     [['dump', DEMO, '-o', 'x', '--begin', '1P', '--length', '1'], /no guest memory to dump/],
     [['dump', DEMO, '-o', 'x', '--paging', '--max-page-tables', '1'], /--max-page-tables/],
@@ -284,6 +284,10 @@ t.test('targets: stdout, descriptors, FIFOs and devices get the same bytes, and 
     '--fd 1': `$vmcore dump ${DEMO} --fd 1 | cat`,
     '--fd 3, a file': `$vmcore dump ${DEMO} --fd 3 3> three > summary; cat three`,
     '--fd 3, a pipe': `{ $vmcore dump ${DEMO} --fd 3 3>&1 >&2; } | cat`,
+    '--fd 20, a pipe': `{ $vmcore dump ${DEMO} --fd 20 20>&1 >&2; } | cat`,
+    '--fd 3, process substitution': `$vmcore dump ${DEMO} --fd 3 3> >(cat) > summary; wait $!`,
+    '--fd 3, both ends of a pipe passed': `$vmcore dump ${DEMO} --fd 3 3> >(cat) 4< /dev/fd/3 > summary; wait $!`,
+    '--fd 40, the same': `$vmcore dump ${DEMO} --fd 40 40> >(cat) 41< /dev/fd/40 > summary; wait $!`,
     '--fd 3 that is stdout': `$vmcore dump ${DEMO} --fd 3 3>&1 | cat`,
     '-o /dev/stdout': `$vmcore dump ${DEMO} -o /dev/stdout | cat`,
     '-o FIFO': `cat fifo & $vmcore dump ${DEMO} -o fifo > summary; wait`,
@@ -297,6 +301,32 @@ t.test('targets: stdout, descriptors, FIFOs and devices get the same bytes, and 
   t.equal(toNull.code, 0);
   t.equal((JSON.parse(toNull.stdout.toString()) as { output: string }).output, '/dev/null');
   t.ok(statSync('/dev/null').isCharacterDevice());
+});
+
+t.test('a descriptor that nobody passed: one of Node’s own is none, whatever it is', async (t) => {
+  const folder = t.testdir({ file: 'old' });
+  const numbers = Array.from({ length: 20 }, (_, i) => i + 3);
+  // Without what the test's own process has open.
+  const only = `for fd in {3..255}; do eval "exec $fd>&-"; done`;
+  await eachOf(numbers, async (fd) => {
+    const result = await runShell(`${only}; timeout 30 $vmcore dump ${DEMO} --fd ${fd} < /dev/null`, folder);
+    checkFailure(
+      t,
+      result,
+      1,
+      new RegExp(`fd ${fd} is not open: open it for vmcore|fd ${fd} is open for reading`),
+      `${fd}`,
+    );
+  });
+  const qmp = await runShell(`${only}; $vmcore qmp ${DEMO} --listen stdio --add-fd dump=4 < /dev/null`, folder);
+  checkFailure(t, qmp, 1, /fd 4 is not open/, 'for a monitor');
+  const reading = {
+    'a file': `$vmcore dump ${DEMO} --fd 3 3< file`,
+    'a folder': `$vmcore dump ${DEMO} --fd 3 3< .`,
+    'a pipe': `sleep 1 | $vmcore dump ${DEMO} --fd 0`,
+  };
+  for (const [way, script] of Object.entries(reading))
+    checkFailure(t, await runShell(script, folder), 1, /fd \d is open for reading only/, way);
 });
 
 t.test('targets: a socket', async (t) => {
