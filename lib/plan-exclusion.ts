@@ -7,10 +7,8 @@ import { DL_EXCLUDE_ZERO } from './formats/kdump.js';
 import type { Guest } from './guest.js';
 import type { CompletedGuest } from './linux/with-vmcoreinfo.js';
 import { EXCLUDE_REASONS, type ExcludeReason, PageExclusion } from './page-exclusion.js';
-import type { DumpRequest, PlanContext } from './plan.js';
-
-/** All bits of a dump level. */
-const ALL_LEVELS = 31;
+import type { PlanContext } from './plan.js';
+import type { DumpRequest } from './request.js';
 
 /** Pages that are left out, by the first reason that each had. */
 export type ExcludedByReason = Readonly<Partial<Record<ExcludeReason, number>>>;
@@ -84,7 +82,7 @@ async function complete(guest: Guest, isNeeded: boolean, { signal, onWarning }: 
   }
 }
 
-/** What is wrong with a request, before anything is read. */
+/** What of a request does not go together, before anything is read. */
 function checkExclusion(
   { missing }: Guest,
   { format = 'elf', dumpLevel, keepLayout, excludeFallback }: DumpRequest,
@@ -97,8 +95,6 @@ function checkExclusion(
       );
     return;
   }
-  if (!Number.isInteger(dumpLevel) || dumpLevel < 0 || dumpLevel > ALL_LEVELS)
-    throw new VmcoreError('USAGE', `a dump level is a whole number from 0 to ${ALL_LEVELS}, not ${dumpLevel}`);
   if (format === 'win-dmp')
     throw new VmcoreError('USAGE', 'win-dmp has no way to leave pages out: dump levels go with elf and kdump');
   if (keepLayout && format !== 'elf')

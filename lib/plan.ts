@@ -9,6 +9,7 @@ import type { Guest } from './guest.js';
 import type { PageExclusion } from './page-exclusion.js';
 import type { MemoryBlock } from './physical-memory.js';
 import { describeLeftOut, type LeftOut, type Prepared, prepare } from './plan-exclusion.js';
+import { checkRequest, type DumpRequest, type Format } from './request.js';
 import type { ExtentSink } from './sinks/extent-sink.js';
 import { SlabPool } from './slab-pool.js';
 import { type Chunk, PAGE_SIZE, type Source } from './stage.js';
@@ -17,57 +18,10 @@ import { planElf } from './transforms/elf-layout.js';
 import type { KdumpCodec } from './transforms/kdump-layout.js';
 import type { Mapping } from './transforms/mapping-list.js';
 
-/** The formats that can be written; names as in QEMU's DumpGuestMemoryFormat. */
-export const FORMATS = [
-  'elf',
-  'kdump-zlib',
-  'kdump-lzo',
-  'kdump-snappy',
-  'kdump-raw-zlib',
-  'kdump-raw-lzo',
-  'kdump-raw-snappy',
-  'win-dmp',
-] as const;
-/** One of FORMATS. */
-export type Format = (typeof FORMATS)[number];
+export { type DumpRequest, FORMATS, type Format } from './request.js';
+
 /** The formats that compress pages. */
 type KdumpFormat = Exclude<Format, 'elf' | 'win-dmp'>;
-
-/** What is to be dumped. */
-export interface DumpRequest {
-  /** `elf` by default */
-  readonly format?: Format | undefined;
-  /** elf only: list virtual addresses by the guest's page tables, so that gdb can use them */
-  readonly paging?: boolean | undefined;
-  /** only this range of guest physical memory, in bytes; may span holes and the end of memory */
-  readonly range?: MemoryBlock | undefined;
-  /** bound on the mappings that paging may find; see resolveMappings */
-  readonly maxMappings?: number | undefined;
-  /** bound on the page tables that paging may read; see resolveMappings */
-  readonly maxPageTables?: number | undefined;
-  /** kdump: `fast` (the default) is the WebAssembly kernel in worker threads, `portable` plain JavaScript in this one */
-  readonly codec?: 'fast' | 'portable' | undefined;
-  /** kdump: threads that compress; as many as the machine has by default. The bytes do not depend on it */
-  readonly threads?: number | undefined;
-  /** kdump: 1, the default, is fast, 2 is smaller; zlib knows higher ones (`portable`: up to 9) */
-  readonly level?: number | undefined;
-  /** win-dmp: look for KDBG in a guest without a dump header of its driver's; true by default */
-  readonly findKdbg?: boolean | undefined;
-  /**
-   * leave pages out: DL_EXCLUDE_* bits, 0 to 31, with the meaning of makedumpfile's dump levels. All but the lowest need
-   * a Linux guest, VMCOREINFO and random access; none are left out when absent. Goes with elf and kdump
-   */
-  readonly dumpLevel?: number | undefined;
-  /** what to do where the kernel's structures do not hold together: `refuse`, the default, or `keep` their pages */
-  readonly excludeFallback?: 'refuse' | 'keep' | undefined;
-  /** elf: pages that are left out are zeros; without it, long runs of them end segments */
-  readonly keepLayout?: boolean | undefined;
-  /**
-   * look for VMCOREINFO in the memory of a guest that came without; by default only when `dumpLevel` needs it. To look
-   * may take as long as reading all of the memory
-   */
-  readonly findVmcoreinfo?: boolean | undefined;
-}
 
 /** Pages of guest memory by what became of them. */
 export interface DumpedPages extends LeftOut {
@@ -119,6 +73,7 @@ const SLABS = 16;
 
 /** Plans a dump. @throws VmcoreError */
 export async function planDump(guest: Guest, request: DumpRequest, context: PlanContext): Promise<Plan> {
+  checkRequest(request);
   const { format = 'elf' } = request;
   if (format === 'elf')
     return planWithout(guest, request, context, (prepared) => planElfDump(prepared, request, context));

@@ -21,6 +21,7 @@ import {
   TABLE_ENTRY_BYTES,
 } from '../kernel/kernel.js';
 import type { FilePlace } from '../physical-memory.js';
+import { checkRequest } from '../request.js';
 import { type Slab, SlabPool } from '../slab-pool.js';
 import { type Chunk, PAGE_SIZE, type PageBatch, type UnreadBytes } from '../stage.js';
 import { type KernelJob, KernelThread, READ_PAGES } from './kernel-thread.js';
@@ -104,8 +105,12 @@ export class KernelEncoder implements PageEncoder {
     this.#threads = scratchAt.map((scratch, i) => new KernelThread({ ...common, scratch, input: readAt[i]! }));
   }
 
-  /** @throws VmcoreError UNSUPPORTED when WebAssembly threads are not to be had: the portable codec does without */
+  /**
+   * @throws VmcoreError USAGE when an option is wrong; UNSUPPORTED when WebAssembly threads are not to be had: the
+   *   portable codec does without
+   */
   static async open(codec: PageCodecName, options: KernelOptions = {}): Promise<KernelEncoder> {
+    checkRequest({ threads: options.threads, level: options.level });
     try {
       return new KernelEncoder(codec, compileKernel(), options);
     } catch (error) {

@@ -224,3 +224,12 @@ t.test('a thread that dies fails the batches that it had', async (t) => {
   await encoder.close();
   await t.rejects(batch, { code: 'LIMIT', message: /compressor thread stopped/ });
 });
+
+t.test('threads and levels that are none are refused', async (t) => {
+  for (const threads of [Number.NaN, 0, -1, 1.5])
+    await t.rejects(KernelEncoder.open('lzo', { threads }), {
+      code: 'USAGE',
+      message: `threads must be a whole number from 1 on, not ${threads}`,
+    });
+  await t.rejects(KernelEncoder.open('lzo', { level: 0 }), { code: 'USAGE', message: /^level must be / });
+});

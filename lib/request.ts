@@ -1,0 +1,127 @@
+/**
+ * What is asked of a dump, and the one check of it: a program without types, or one that computes its options, can ask
+ * for anything, and what is no format or no number of threads is not to be found out half-way.
+ *
+ * The checks are our own because a schema library takes longer to load than many a dump takes.
+ */
+
+import { inspect } from 'node:util';
+import { VmcoreError } from './errors.js';
+import type { MemoryBlock } from './physical-memory.js';
+
+/** The formats that can be written; names as in QEMU's DumpGuestMemoryFormat. */
+export const FORMATS = [
+  'elf',
+  'kdump-zlib',
+  'kdump-lzo',
+  'kdump-snappy',
+  'kdump-raw-zlib',
+  'kdump-raw-lzo',
+  'kdump-raw-snappy',
+  'win-dmp',
+] as const;
+/** One of FORMATS. */
+export type Format = (typeof FORMATS)[number];
+
+/** What is to be dumped. */
+export interface DumpRequest {
+  /** `elf` by default */
+  readonly format?: Format | undefined;
+  /** elf only: list virtual addresses by the guest's page tables, so that gdb can use them */
+  readonly paging?: boolean | undefined;
+  /** only this range of guest physical memory, in bytes; may span holes and the end of memory */
+  readonly range?: MemoryBlock | undefined;
+  /** bound on the mappings that paging may find; see resolveMappings */
+  readonly maxMappings?: number | undefined;
+  /** bound on the page tables that paging may read; see resolveMappings */
+  readonly maxPageTables?: number | undefined;
+  /** kdump: `fast` (the default) is the WebAssembly kernel in worker threads, `portable` plain JavaScript in this one */
+  readonly codec?: 'fast' | 'portable' | undefined;
+  /** kdump: threads that compress; as many as the machine has by default. The bytes do not depend on it */
+  readonly threads?: number | undefined;
+  /** kdump: 1, the default, is fast, 2 is smaller; zlib knows higher ones (`portable`: up to 9) */
+  readonly level?: number | undefined;
+  /** win-dmp: look for KDBG in a guest without a dump header of its driver's; true by default */
+  readonly findKdbg?: boolean | undefined;
+  /**
+   * leave pages out: DL_EXCLUDE_* bits, 0 to 31, with the meaning of makedumpfile's dump levels. All but the lowest need
+   * a Linux guest, VMCOREINFO and random access; none are left out when absent. Goes with elf and kdump
+   */
+  readonly dumpLevel?: number | undefined;
+  /** what to do where the kernel's structures do not hold together: `refuse`, the default, or `keep` their pages */
+  readonly excludeFallback?: 'refuse' | 'keep' | undefined;
+  /** elf: pages that are left out are zeros; without it, long runs of them end segments */
+  readonly keepLayout?: boolean | undefined;
+  /**
+   * look for VMCOREINFO in the memory of a guest that came without; by default only when `dumpLevel` needs it. To look
+   * may take as long as reading all of the memory
+   */
+  readonly findVmcoreinfo?: boolean | undefined;
+}
+
+/** All bits of a dump level. */
+export const ALL_LEVELS = 31;
+
+/** What a value of an option has to be. */
+interface Rule {
+  /** for messages: `true or false` */
+  readonly what: string;
+  allows(value: unknown): boolean;
+}
+
+const YES_OR_NO: Rule = { what: 'true or false', allows: (value) => typeof value === 'boolean' };
+
+const RANGE: Rule = {
+  what: '{ base, length } in bytes, whole numbers from 0 and from 1 on',
+  allows(value) {
+    if (typeof value !== 'object' || value === null) return false;
+    const { base, length } = value as Partial<MemoryBlock>;
+    return isWholeNumber(base, 0) && isWholeNumber(length, 1);
+  },
+};
+
+function oneOf(names: readonly string[]): Rule {
+  return { what: `one of ${names.join(', ')}`, allows: (value) => names.some((name) => name === value) };
+}
+
+function wholeNumber(smallest: number, largest?: number): Rule {
+  return {
+    what: `a whole number from ${smallest} ${largest === undefined ? 'on' : `to ${largest}`}`,
+    allows: (value) => isWholeNumber(value, smallest, largest),
+  };
+}
+
+function isWholeNumber(value: unknown, smallest: number, largest = Number.MAX_SAFE_INTEGER): boolean {
+  return Number.isSafeInteger(value) && Number(value) >= smallest && Number(value) <= largest;
+}
+
+/** The rules of all options; one that is absent is always right. */
+const RULES: Readonly<Record<keyof DumpRequest, Rule>> = {
+  format: oneOf(FORMATS),
+  paging: YES_OR_NO,
+  range: RANGE,
+  maxMappings: wholeNumber(1),
+  maxPageTables: wholeNumber(1),
+  codec: oneOf(['fast', 'portable']),
+  threads: wholeNumber(1),
+  level: wholeNumber(1),
+  findKdbg: YES_OR_NO,
+  dumpLevel: wholeNumber(0, ALL_LEVELS),
+  excludeFallback: oneOf(['refuse', 'keep']),
+  keepLayout: YES_OR_NO,
+  findVmcoreinfo: YES_OR_NO,
+};
+
+/** @throws VmcoreError USAGE that names the option which is wrong, what it has to be, and what it was */
+export function checkRequest(request: DumpRequest): void {
+  for (const [name, { what, allows }] of Object.entries(RULES)) {
+    const value: unknown = request[name as keyof DumpRequest];
+    if (value !== undefined && !allows(value))
+      throw new VmcoreError('USAGE', `${name} must be ${what}, not ${excerpt(value)}`);
+  }
+}
+
+/** A value in a message: short whatever it is, and one line. */
+function excerpt(value: unknown): string {
+  return inspect(value, { depth: 0, maxStringLength: 40, maxArrayLength: 4, breakLength: Number.POSITIVE_INFINITY });
+}
