@@ -9,8 +9,11 @@
 
 import { align4, type ElfNote, encodeNote, NOTE_HEADER_SIZE, NOTE_NAME_VMCOREINFO, parseNotes } from './notes.js';
 
-/** What is read of a text. Linux writes one page of at most 64 KiB. */
-const LIMIT_BYTES = 1 << 20;
+/** What is read of a text. Linux writes one page of at most 64 KiB; of a larger note QEMU takes nothing. */
+export const VMCOREINFO_LIMIT = 1 << 20;
+
+/** A line of the text. Values may be anything; what has no such keys is another file. */
+const LINE = /^[!-<>-~]+=/;
 
 const DECIMAL = /^-?[0-9]{1,20}$/;
 const PREFIXED = /^0x[0-9a-f]{1,16}$/i;
@@ -80,7 +83,7 @@ export interface VmcoreinfoFacts {
  * @param desc descriptor of the VMCOREINFO note, or the bytes of the text
  */
 export function parseVmcoreinfo(desc: Uint8Array): Vmcoreinfo {
-  const bounded = desc.subarray(0, LIMIT_BYTES);
+  const bounded = desc.subarray(0, VMCOREINFO_LIMIT);
   const nul = bounded.indexOf(0);
   const text = Buffer.from(nul < 0 ? bounded : bounded.subarray(0, nul)).toString('latin1');
   const entries = new Map<string, string>();
@@ -114,12 +117,31 @@ export function vmcoreinfoFacts(info: Vmcoreinfo): VmcoreinfoFacts {
 }
 
 /**
- * The note that a file for VMCOREINFO holds: the whole note, whatever its name (a Windows guest's differs), or the
- * text alone, which becomes a note of that name.
+ * The note that bytes are which stand where VMCOREINFO should be: the whole note, whatever its name (a Windows guest's
+ * differs), or the text alone, which becomes a note of that name.
  */
 export function vmcoreinfoNote(bytes: Uint8Array): ElfNote {
+  return wholeNote(bytes) ?? encodeNote(NOTE_NAME_VMCOREINFO, 0, bytes);
+}
+
+/**
+ * The same of bytes that may be something else altogether, as those of a file that a user names may.
+ * @returns null when they are neither a note from end to end nor the text
+ */
+export function fileNote(bytes: Uint8Array): ElfNote | null {
+  return wholeNote(bytes) ?? (isText(bytes) ? encodeNote(NOTE_NAME_VMCOREINFO, 0, bytes) : null);
+}
+
+/** Whether bytes are lines of `key=value`, the kernel's release among them. Zeros may follow: Linux has a page for it. */
+function isText(bytes: Uint8Array): boolean {
+  const text = Buffer.from(bytes).toString('latin1').replace(/\0+$/, '');
+  const lines = text.split(/\r?\n/).filter((line) => line !== '');
+  return !text.includes('\0') && lines.every((line) => LINE.test(line)) && /^OSRELEASE=./m.test(text);
+}
+
+function wholeNote(bytes: Uint8Array): ElfNote | null {
   const size = wholeNoteSize(bytes);
-  if (size === null) return encodeNote(NOTE_NAME_VMCOREINFO, 0, bytes);
+  if (size === null) return null;
   const padded = new Uint8Array(align4(size));
   padded.set(bytes.subarray(0, size));
   return parseNotes(padded, 'note')[0]!;

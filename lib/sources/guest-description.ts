@@ -13,7 +13,6 @@ import { dirname, resolve } from 'node:path';
 import * as z from 'zod';
 import { messageOf, VmcoreError } from '../errors.js';
 import type { ElfNote } from '../formats/notes.js';
-import { vmcoreinfoNote } from '../formats/vmcoreinfo.js';
 import {
   type CpuState,
   GENERAL_REGISTERS,
@@ -29,6 +28,7 @@ import { FileBacking } from './file-backing.js';
 import { MemoryGuest } from './memory-guest.js';
 import { EFER_LMA, readRegisters } from './registers.js';
 import { readSmallFile } from './small-file.js';
+import { readVmcoreinfo } from './vmcoreinfo-file.js';
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The schema
@@ -275,8 +275,7 @@ function regionOf(
 }
 
 function notesOf({ vmcoreinfo }: GuestDescription, folder: string): ElfNote[] {
-  if (vmcoreinfo === undefined) return [];
-  return [vmcoreinfoNote(readSmallFile(resolve(folder, vmcoreinfo), 'VMCOREINFO'))];
+  return vmcoreinfo === undefined ? [] : [readVmcoreinfo(resolve(folder, vmcoreinfo))];
 }
 
 /** The CPUs of the registers' text, each overridden by its entry of `cpus`; entries beyond them are CPUs of their own. */

@@ -4,7 +4,6 @@
  */
 
 import { VmcoreError } from '../errors.js';
-import { vmcoreinfoNote } from '../formats/vmcoreinfo.js';
 import type { Architecture, Guest } from '../guest.js';
 import type { MemoryRegion } from '../physical-memory.js';
 import { formatSize, sizeArgument } from '../sizes.js';
@@ -12,7 +11,7 @@ import { PAGE_SIZE } from '../stage.js';
 import { FileBacking } from './file-backing.js';
 import { MemoryGuest } from './memory-guest.js';
 import { readRegisters } from './registers.js';
-import { readSmallFile } from './small-file.js';
+import { readVmcoreinfo } from './vmcoreinfo-file.js';
 
 const MIB = 2 ** 20;
 /** Where memory goes on that does not fit below the hole. */
@@ -57,7 +56,7 @@ export function pcMemorySplit(size: number, machine: PcMachine = 'pc'): number {
 
 /**
  * Opens a raw memory file as a guest.
- * @throws VmcoreError READ, USAGE (a split that cannot be), BAD_INPUT (not whole pages, bad registers)
+ * @throws VmcoreError READ, USAGE (a split that cannot be), BAD_INPUT (not whole pages, bad registers, no VMCOREINFO)
  */
 export function openRawMemory(path: string, options: RawMemoryOptions = {}): Guest {
   const backing = FileBacking.open(path);
@@ -68,7 +67,7 @@ export function openRawMemory(path: string, options: RawMemoryOptions = {}): Gue
       regions: pcRegions(backing, options.below4g),
       assumption: options.below4g === undefined ? splitAssumption(backing) : undefined,
       cpus: options.registers === undefined ? [] : readRegisters(options.registers),
-      notes: options.vmcoreinfo === undefined ? [] : [vmcoreinfoNote(readSmallFile(options.vmcoreinfo, 'VMCOREINFO'))],
+      notes: options.vmcoreinfo === undefined ? [] : [readVmcoreinfo(options.vmcoreinfo)],
     });
   } catch (error) {
     backing.close();

@@ -135,6 +135,8 @@ t.test('VMCOREINFO as text and as a whole note', async (t) => {
     const guest = openGuestDescription(folderWith(t, plain({ vmcoreinfo: 'info' }), { info: file }));
     t.equal(findVmcoreinfo(guest.notes)?.get('OSRELEASE'), '6.1');
   }
+  const other = folderWith(t, plain({ vmcoreinfo: 'info' }), { info: Buffer.from('CPU#0\n') });
+  t.throws(() => openGuestDescription(other), { code: 'BAD_INPUT', message: /no VMCOREINFO in .*info; give the text/ });
 });
 
 t.test('a byte order mark and $schema do no harm', async (t) => {

@@ -80,6 +80,7 @@ t.test('VMCOREINFO and registers come from files', async (t) => {
   const guest = openRawMemory(path, { vmcoreinfo: info });
   t.equal(findVmcoreinfo(guest.notes)?.get('OSRELEASE'), '6.1');
   guest.close();
+  t.throws(() => openRawMemory(path, { vmcoreinfo: path }), { code: 'BAD_INPUT', message: /no VMCOREINFO in .*ram; / });
   t.throws(() => openRawMemory(path, { registers: info }), {
     code: 'BAD_INPUT',
     message: /info: no CPU registers found/,
