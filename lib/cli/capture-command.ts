@@ -5,6 +5,7 @@ import type { Argv } from 'yargs';
 import { ioError, VmcoreError } from '../errors.js';
 import type { CapturedFile } from '../sources/qemu-capture.js';
 import { Interrupt } from './interrupt.js';
+import { numberOption } from './number-option.js';
 import { warn } from './source-options.js';
 
 /** Names of the options, as yargs gives them. */
@@ -23,9 +24,9 @@ export function builder(yargs: Argv): Argv {
   return yargs
     .positional('source', { type: 'string', demandOption: true, describe: 'qmp:PATH or qmp:tcp:HOST:PORT' })
     .option('output', { alias: 'o', type: 'string', demandOption: true, describe: 'the description to make (JSON)' })
-    .option('pid', { type: 'number', describe: "QEMU's process, where the socket does not tell" })
+    .option('pid', numberOption('pid', { smallest: 1 }, "QEMU's process, where the socket does not tell"))
     .option('force', { type: 'boolean', default: false, describe: 'replace existing files' })
-    .requiresArg(['output', 'pid'])
+    .requiresArg(['output'])
     .example('$0 capture qmp:/run/guest.qmp -o guest.json', 'then, while it is paused: vmcore dump guest.json')
     .epilogue(
       'The memory stays in its file, which changes while the guest runs: pause the guest first, and dump the ' +

@@ -9,12 +9,14 @@ import type { Guest, LiveReport } from '../guest.js';
 import { EXCLUDE_NAMES } from '../page-exclusion.js';
 import type { MemoryBlock } from '../physical-memory.js';
 import { type DumpedPages, FORMATS, type Format } from '../plan.js';
+import { ALL_LEVELS } from '../request.js';
 import { formatSize, parseSize } from '../sizes.js';
 import { Interrupt } from './interrupt.js';
 import { liveOptions, liveText, releaseAfter, releaseFailed } from './live-source.js';
+import { numberOption } from './number-option.js';
 import { checkPassed } from './passed-descriptor.js';
 import { showProgress } from './progress-bar.js';
-import { checkBounds, checkNumber, openSource, type SourceArguments, sourceOptions, warn } from './source-options.js';
+import { openSource, type SourceArguments, sourceOptions, warn } from './source-options.js';
 
 /** Names of the options, as yargs gives them. */
 interface DumpArguments extends SourceArguments {
@@ -42,7 +44,7 @@ interface DumpArguments extends SourceArguments {
 export const command = 'dump <source>';
 export const describe = 'turn the memory of a guest into a vmcore';
 
-/** Options that take a text, and those that take a number. */
+/** Options that take a text. */
 const TEXTS = [
   'format',
   'output',
@@ -55,14 +57,13 @@ const TEXTS = [
   'copy-limit',
   'copy-spool',
 ] as const;
-const NUMBERS = ['fd', 'level', 'dump-level'] as const;
 
 /** Declares the options. */
 export function builder(yargs: Argv): Argv {
   return liveOptions(sourceOptions(yargs))
     .option('format', { alias: 'f', choices: FORMATS, default: 'elf', describe: 'format of the vmcore' })
     .option('output', { alias: 'o', type: 'string', describe: 'file to make, or - for stdout' })
-    .option('fd', { type: 'number', describe: 'write to this open descriptor instead' })
+    .option('fd', numberOption('fd', { smallest: 0 }, 'write to this open descriptor instead'))
     .option('force', { type: 'boolean', default: false, describe: 'replace an existing file' })
     .option('paging', { type: 'boolean', default: false, describe: 'list virtual addresses, by the page tables (gdb)' })
     .option('begin', { type: 'string', describe: 'only from this physical address; needs --length' })
@@ -77,14 +78,17 @@ export function builder(yargs: Argv): Argv {
       choices: ['fast', 'portable'] as const,
       describe: 'kdump: WebAssembly in threads, or plain JavaScript in one',
     })
-    .option('level', {
-      type: 'number',
-      describe: 'kdump: 1 is fast (the default), 2 is smaller; zlib knows higher ones',
-    })
+    .option(
+      'level',
+      numberOption('level', { smallest: 1 }, 'kdump: 1 is fast (the default), 2 is smaller; zlib knows higher ones'),
+    )
     .option('dump-level', {
       alias: 'd',
-      type: 'number',
-      describe: 'Linux: leave pages out, sum of 1 zero, 2 cache, 4 cache-private, 8 user, 16 free (makedumpfile -d)',
+      ...numberOption(
+        'dump-level',
+        { smallest: 0, largest: ALL_LEVELS },
+        'Linux: leave pages out, sum of 1 zero, 2 cache, 4 cache-private, 8 user, 16 free (makedumpfile -d)',
+      ),
     })
     .option('exclude', { type: 'string', describe: 'the same by name: zero,cache,cache-private,user,free' })
     .option('exclude-fallback', {
@@ -107,7 +111,7 @@ export function builder(yargs: Argv): Argv {
     })
     .option('progress', { type: 'boolean', describe: 'progress on stderr; by default when it is a terminal' })
     .option('json', { type: 'boolean', default: false, describe: 'print one JSON object at the end' })
-    .requiresArg([...TEXTS, ...NUMBERS])
+    .requiresArg([...TEXTS])
     .example('$0 dump guest.json -o vmcore', 'a guest described by a JSON file')
     .example('$0 dump raw:guest.ram --registers regs.txt --paging -o vmcore', 'a memory file and its registers')
     .example('$0 dump guest.json -f kdump-raw-lzo -d 31 -o vmcore', 'a Linux guest, without the pages nobody debugs')
@@ -120,7 +124,6 @@ export function builder(yargs: Argv): Argv {
 /** Runs the command. */
 export async function handler(args: DumpArguments): Promise<void> {
   checkTexts(args);
-  checkNumbers(args);
   const range = rangeOf(args);
   const interrupt = new Interrupt();
   try {
@@ -155,13 +158,6 @@ function checkTexts(args: DumpArguments): void {
   for (const name of TEXTS)
     if (values[name] !== undefined && (typeof values[name] !== 'string' || values[name] === ''))
       throw new VmcoreError('USAGE', `--${name} needs a value`);
-}
-
-function checkNumbers(args: DumpArguments): void {
-  checkBounds(args);
-  checkNumber('--fd', args.fd, 0);
-  checkNumber('--level', args.level, 1);
-  checkNumber('--dump-level', args.dumpLevel, 0);
 }
 
 /** What is left out, by number or by name. */

@@ -6,6 +6,7 @@ import type { Guest, LiveReport } from '../guest.js';
 import { formatSize, parseSize } from '../sizes.js';
 import type { OpenGuestOptions } from '../sources/open.js';
 import { MEMORY_PATHS, type MemoryPath } from '../sources/qemu-options.js';
+import { numberOption } from './number-option.js';
 
 /** What a live machine's source begins with. */
 const LIVE = 'qmp:';
@@ -27,7 +28,7 @@ export function liveOptions(yargs: Argv): Argv {
       choices: MEMORY_PATHS,
       describe: 'qmp: read the file behind the memory, /proc/PID/mem, or what QEMU dumps (default: the best there is)',
     })
-    .option('pid', { type: 'number', describe: "qmp: QEMU's process, where the socket does not tell" })
+    .option('pid', numberOption('pid', { smallest: 1 }, "qmp: QEMU's process, where the socket does not tell"))
     .option('pause-only-for-copy', {
       type: 'boolean',
       describe: 'qmp: copy the memory and resume the guest, then compress and write',
@@ -40,7 +41,7 @@ export function liveOptions(yargs: Argv): Argv {
       type: 'string',
       describe: 'qmp: folder for a temporary file that takes what does not fit there',
     })
-    .requiresArg(['memory-path', 'pid', 'copy-limit', 'copy-spool']);
+    .requiresArg(['memory-path', 'copy-limit', 'copy-spool']);
 }
 
 /** Whether a source is a live machine. */

@@ -7,7 +7,7 @@ import type { QmpServer } from '../qmp/server.js';
 import { Interrupt } from './interrupt.js';
 import { isLive, liveOpenOptions, liveOptions } from './live-source.js';
 import { checkPassed } from './passed-descriptor.js';
-import { checkBounds, openSource, type SourceArguments, sourceOptions, warn } from './source-options.js';
+import { openSource, type SourceArguments, sourceOptions, warn } from './source-options.js';
 
 /** Names of the options, as yargs gives them. */
 interface QmpArguments extends SourceArguments {
@@ -44,7 +44,6 @@ export function builder(yargs: Argv): Argv {
 
 /** Runs the command: until a client says quit, the only client there can be is gone, or a signal comes. */
 export async function handler(args: QmpArguments): Promise<void> {
-  checkBounds(args);
   const descriptors = args.addFd.map(parseDescriptor);
   checkSources(args);
   const interrupt = new Interrupt();

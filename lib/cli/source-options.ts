@@ -1,12 +1,12 @@
 /** The options of every command that opens a guest: what to open, what it does not say of itself, and bounds. */
 
 import type { Argv } from 'yargs';
-import { VmcoreError } from '../errors.js';
 import type { Guest } from '../guest.js';
 import { parseSize } from '../sizes.js';
 import { openGuest } from '../sources/open.js';
 import type { Interrupt } from './interrupt.js';
 import { isLive, type LiveArguments, liveOpenOptions } from './live-source.js';
+import { numberOption } from './number-option.js';
 
 /** The options as yargs gives them. */
 export interface SourceArguments extends LiveArguments {
@@ -36,30 +36,19 @@ export function sourceOptions(yargs: Argv): Argv {
     })
     .option('registers', { type: 'string', describe: 'raw: file with what HMP `info registers -a` prints' })
     .option('vmcoreinfo', { type: 'string', describe: 'raw: file with VMCOREINFO, text or ELF note' })
-    .option('max-mappings', {
-      type: 'number',
-      describe: 'paging: bound on mappings, for guests that cannot be trusted',
-    })
-    .option('max-page-tables', { type: 'number', describe: 'paging: bound on page tables that are read' })
-    .option('threads', {
-      type: 'number',
-      describe: 'worker threads of formats that compress (elf has nothing to compress)',
-    })
-    .requiresArg(['below-4g', 'registers', 'vmcoreinfo', 'max-mappings', 'max-page-tables', 'threads']);
-}
-
-/** @throws VmcoreError USAGE when a bound is no whole number above 0 */
-export function checkBounds({ maxMappings, maxPageTables, threads, pid }: SourceArguments): void {
-  checkNumber('--max-mappings', maxMappings, 1);
-  checkNumber('--max-page-tables', maxPageTables, 1);
-  checkNumber('--threads', threads, 1);
-  checkNumber('--pid', pid, 1);
-}
-
-/** @throws VmcoreError USAGE when a number is there and is no whole number from `smallest` on */
-export function checkNumber(name: string, value: number | undefined, smallest: number): void {
-  if (value !== undefined && !(Number.isSafeInteger(value) && value >= smallest))
-    throw new VmcoreError('USAGE', `${name} takes a whole number from ${smallest} on`);
+    .option(
+      'max-mappings',
+      numberOption('max-mappings', { smallest: 1 }, 'paging: bound on mappings, for guests that cannot be trusted'),
+    )
+    .option(
+      'max-page-tables',
+      numberOption('max-page-tables', { smallest: 1 }, 'paging: bound on page tables that are read'),
+    )
+    .option(
+      'threads',
+      numberOption('threads', { smallest: 1 }, 'worker threads of formats that compress (elf has nothing to compress)'),
+    )
+    .requiresArg(['below-4g', 'registers', 'vmcoreinfo']);
 }
 
 /**

@@ -102,7 +102,12 @@ t.test('wrong usage: exit code 2, one line, nothing made', async (t) => {
     [['dump', DEMO, '--fd'], /Not enough arguments following: fd/],
     [['dump', DEMO, '--fd', 'x'], /--fd takes a whole number/],
     [['dump', DEMO, '--fd', '1.5'], /--fd takes a whole number/],
-    [['dump', DEMO, '--fd', '-1'], /--fd takes a whole number/],
+    [['dump', DEMO, '--fd', '-1'], /--fd takes a whole number from 0 on, not "-1"/],
+    [['dump', DEMO, '--no-fd'], /--fd takes a whole number/],
+    [['dump', DEMO, '--fd', '7', '--fd', ''], /--fd takes a whole number/],
+    [['dump', DEMO, '-o', 'x', '--pid', 'foo'], /--pid takes a whole number/],
+    [['capture', 'qmp:none', '-o', 'x', '--pid', 'foo'], /--pid takes a whole number from 1 on, not "foo"/],
+    [['qmp', DEMO, '--listen', 'stdio', '--max-mappings', '0'], /--max-mappings takes a whole number from 1/],
     [['dump', DEMO, '-o', 'x', '--threads', '0'], /--threads takes a whole number from 1/],
     [['dump', DEMO, '-o', 'x', '--threads', 'many'], /--threads takes a whole number/],
     [['dump', DEMO, '-o', 'x', '--max-mappings', '-5'], /--max-mappings takes a whole number/],
@@ -131,6 +136,19 @@ t.test('wrong usage: exit code 2, one line, nothing made', async (t) => {
     checkFailure(t, await runCli(args, { cwd: folder }), 2, message, args.join(' ') || 'nothing'),
   );
   t.same(readdirSync(folder), ['guest.ram']);
+});
+
+t.test('of a number that is given twice the last one counts', async (t) => {
+  const folder = t.testdir({});
+  const { code, stdout, stderr } = await runCli(['dump', DEMO, '--fd', '1', '--fd', '1'], { cwd: folder });
+  t.equal(code, 0, stderr);
+  t.equal(stdout.toString('latin1', 1, 4), 'ELF');
+
+  const twice = await runCli(['dump', DEMO, '-o', 'x', '-d31', '-d', '1', '--json', '--threads=3', '--threads=0x1'], {
+    cwd: folder,
+  });
+  t.equal(twice.code, 0, twice.stderr);
+  t.match(JSON.parse(twice.stdout.toString()), { pages: { excluded: 0 } });
 });
 
 t.test('what cannot be done: exit code 1, one line, nothing made', async (t) => {

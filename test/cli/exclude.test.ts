@@ -9,8 +9,8 @@ import { checkFailure, runCli } from './run-cli.js';
 t.test('options that contradict each other or make no sense', async (t) => {
   const folder = t.testdir({});
   const cases: readonly (readonly [readonly string[], RegExp])[] = [
-    [['-d', '32'], /dumpLevel must be a whole number from 0 to 31, not 32/],
-    [['-d', '1.5'], /--dump-level takes a whole number from 0 on/],
+    [['-d', '32'], /--dump-level takes a whole number from 0 to 31, not "32"/],
+    [['-d', '1.5'], /--dump-level takes a whole number from 0 to 31/],
     [['-d', 'free'], /--dump-level takes a whole number/],
     [['--exclude', 'zero,fre'], /--exclude knows zero, cache, cache-private, user, free, but not 'fre'/],
     [['--exclude', ''], /--exclude needs a value/],
