@@ -3,6 +3,7 @@
 import type { Worker } from 'node:worker_threads';
 import yargs, { type Argv } from 'yargs';
 import { hideBin } from 'yargs/helpers';
+import { getoptWords } from './cli/words.js';
 import { useStartedWorkers } from './codecs/kernel-workers.js';
 import { errnoOf, ioError, messageOf, VmcoreError } from './errors.js';
 import { packageVersion } from './version.js';
@@ -49,11 +50,14 @@ const COMMANDS: Readonly<Record<string, () => Promise<Command>>> = {
   qmp: () => import('./cli/qmp-command.js'),
 };
 
+/** Of an option that is repeated the last value counts; and a file may be called 0x10. */
+const PARSER = { 'duplicate-arguments-array': false, 'parse-positional-numbers': false };
+
 /** What all parsers have in common. */
 function configure(parser: Argv, name: string): Argv {
   return parser
     .scriptName('vmcore')
-    .parserConfiguration({ 'duplicate-arguments-array': false })
+    .parserConfiguration(PARSER)
     .strict()
     .help()
     .alias('help', 'h')
@@ -69,7 +73,7 @@ function configure(parser: Argv, name: string): Argv {
 /** Of a lone subcommand yargs makes no help text unless it is asked for; of one among several it always does. */
 function commandParser(args: readonly string[], name: string, { command, describe, builder, handler }: Command): Argv {
   const positionals = command.slice(name.length);
-  return configure(yargs(args), `vmcore ${name}`)
+  return configure(yargs(getoptWords(args)), `vmcore ${name}`)
     .usage(`$0 ${command}\n\n${describe}`)
     .command(`$0${positionals}`, false, builder, handler as never);
 }

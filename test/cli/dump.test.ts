@@ -138,6 +138,39 @@ t.test('wrong usage: exit code 2, one line, nothing made', async (t) => {
   t.same(readdirSync(folder), ['guest.ram']);
 });
 
+t.test('short options have their values in the same word, and what follows -- is the source', async (t) => {
+  const folder = t.testdir({ ...describedGuest(), 'raw.ram': 'A'.repeat(8192) });
+  writeFileSync(join(folder, '-w.json'), describedGuest()['guest.json']!);
+  writeFileSync(join(folder, '0x10'), smallCore());
+  const working: [args: string[], file: string, format: string][] = [
+    [['-fkdump-raw-lzo', DEMO, '-oa'], 'a', 'kdump-raw-lzo'],
+    [['-f=kdump-raw-lzo', DEMO, '-o./b=c', '-d1'], 'b=c', 'kdump-raw-lzo'],
+    [[DEMO, '-felf', '-od.e', '--json'], 'd.e', 'elf'],
+    [['-o', 'f', '--', '-w.json'], 'f', 'elf'],
+    [['-og', '--', DEMO], 'g', 'elf'],
+    [['0x10', '-o', 'h'], 'h', 'elf'],
+  ];
+  await eachOf(working, async ([args, file, format]) => {
+    const { code, stderr, stdout } = await runCli(['dump', ...args], { cwd: folder });
+    t.equal(code, 0, `${args.join(' ')}: ${stderr}`);
+    t.match(stdout.toString(), format, args.join(' '));
+    t.ok(statSync(join(folder, file)).size > 0, file);
+  });
+  const stdout = await runCli(['dump', DEMO, '-o-', '-fkdump-lzo'], { cwd: folder });
+  t.equal(stdout.stdout.toString('latin1', 0, 12), 'makedumpfile', stdout.stderr);
+  t.equal((await runShell('$vmcore inspect -- -w.json && $vmcore inspect -- - < 0x10', folder)).code, 0);
+  const wrong: [args: string[], message: RegExp][] = [
+    [['dump', DEMO, '-x31'], /Unknown argument: x;/],
+    [['dump', DEMO, '-fzip', '-o', 'none'], /Given: "zip"/],
+    [['dump', DEMO, '-o', '--', 'none'], /Not enough arguments following: o/],
+    [['dump', '-o', 'none', '--', DEMO, '--force'], /Unknown argument: \.\/--force/],
+    [['dump', '-o', 'none', '--'], /Not enough non-option arguments/],
+  ];
+  await eachOf(wrong, async ([args, message]) =>
+    checkFailure(t, await runCli(args, { cwd: folder }), 2, message, args.join(' ')),
+  );
+});
+
 t.test('of a number that is given twice the last one counts', async (t) => {
   const folder = t.testdir({});
   const { code, stdout, stderr } = await runCli(['dump', DEMO, '--fd', '1', '--fd', '1'], { cwd: folder });
