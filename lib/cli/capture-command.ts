@@ -6,6 +6,7 @@ import { ioError, VmcoreError } from '../errors.js';
 import type { CapturedFile } from '../sources/qemu-capture.js';
 import { Interrupt } from './interrupt.js';
 import { numberOption } from './number-option.js';
+import { sourceOperand } from './source-operand.js';
 import { warn } from './source-options.js';
 
 /** Names of the options, as yargs gives them. */
@@ -21,8 +22,7 @@ export const describe = 'save a live QEMU as a guest description that refers to 
 
 /** Declares the options. */
 export function builder(yargs: Argv): Argv {
-  return yargs
-    .positional('source', { type: 'string', demandOption: true, describe: 'qmp:PATH or qmp:tcp:HOST:PORT' })
+  return sourceOperand(yargs, 'source', 'qmp:PATH or qmp:tcp:HOST:PORT')
     .option('output', { alias: 'o', type: 'string', demandOption: true, describe: 'the description to make (JSON)' })
     .option('pid', numberOption('pid', { smallest: 1 }, "QEMU's process, where the socket does not tell"))
     .option('force', { type: 'boolean', default: false, describe: 'replace existing files' })

@@ -3,6 +3,7 @@
 import type { Argv } from 'yargs';
 import type { InspectedKdump, Inspection } from '../inspect.js';
 import { formatSize } from '../sizes.js';
+import { sourceOperand } from './source-operand.js';
 
 export const command = 'inspect <file>';
 export const describe = 'say what a vmcore is: format, CPUs, memory, mappings, notes';
@@ -18,14 +19,7 @@ interface InspectArguments {
 
 /** Declares the options. */
 export function builder(yargs: Argv): Argv {
-  return yargs
-    .positional('file', {
-      type: 'string',
-      demandOption: true,
-      // yargs reads a lone dash as an empty string.
-      coerce: (file: string) => file || '-',
-      describe: 'a vmcore, or any source that dump takes',
-    })
+  return sourceOperand(yargs, 'file', 'a vmcore, or any source that dump takes')
     .option('pages', {
       type: 'boolean',
       default: false,

@@ -7,6 +7,7 @@ import { openGuest } from '../sources/open.js';
 import type { Interrupt } from './interrupt.js';
 import { isLive, type LiveArguments, liveOpenOptions } from './live-source.js';
 import { numberOption } from './number-option.js';
+import { sourceOperand } from './source-operand.js';
 
 /** The options as yargs gives them. */
 export interface SourceArguments extends LiveArguments {
@@ -20,15 +21,11 @@ export interface SourceArguments extends LiveArguments {
 
 /** Declares the options. */
 export function sourceOptions(yargs: Argv): Argv {
-  return yargs
-    .positional('source', {
-      type: 'string',
-      demandOption: true,
-      // yargs reads a lone dash as an empty string.
-      coerce: (source: string) => source || '-',
-      describe:
-        'guest description (JSON), vmcore (ELF, kdump, dmp), raw:FILE, qmp:PATH (a live QEMU), - (a vmcore on stdin), or demo:',
-    })
+  return sourceOperand(
+    yargs,
+    'source',
+    'guest description (JSON), vmcore (ELF, kdump, dmp), raw:FILE, qmp:PATH (a live QEMU), - (a vmcore on stdin), or demo:',
+  )
     .option('below-4g', {
       type: 'string',
       describe:

@@ -48,6 +48,7 @@ const START_BYTES = 64;
  * @throws VmcoreError when it cannot be read or is nothing that is known
  */
 export async function openGuest(source: string, options: OpenGuestOptions = {}): Promise<Guest> {
+  if (source === 'raw:') throw new VmcoreError('USAGE', 'raw: lacks the memory file: raw:FILE');
   if (source.startsWith('raw:')) return (await raw()).openRawMemory(source.slice('raw:'.length), options);
   if (options.below4g !== undefined || options.registers !== undefined || options.vmcoreinfo !== undefined)
     throw new VmcoreError(

@@ -123,6 +123,13 @@ t.test('wrong usage: exit code 2, one line, nothing made', async (t) => {
       /--paging needs the CPU registers of guest.ram: give --registers/,
     ],
     [['dump', DEMO, '-o', 'x', '--registers', 'r'], /describe a raw memory file/],
+    [['dump', '', '-o', 'x'], /the source is empty; say a path, .* or - for stdin/],
+    [['dump', '-o', 'x', '--', ''], /the source is empty/],
+    [['inspect', ''], /the source is empty/],
+    [['capture', '', '-o', 'x'], /the source is empty/],
+    [['qmp', '', '--listen', 'stdio'], /the source is empty/],
+    [['dump', 'raw:', '-o', 'x'], /raw: lacks the memory file: raw:FILE/],
+    [['dump', 'qmp:', '-o', 'x'], /qmp: takes the path of a socket/],
     [['inspect'], /Not enough/],
     [['inspect', DEMO, '--bogus'], /Unknown argument: bogus/],
   ];
