@@ -6,6 +6,7 @@
  */
 
 import { VmcoreError } from '../errors.js';
+import { ELFMAG } from '../formats/elf.js';
 import { FLATTENED_HEADER_SIZE, isFlattened } from '../formats/flattened.js';
 import { splitNotes } from '../formats/notes.js';
 import type { MissingPages, PfnRun } from '../page-exclusion.js';
@@ -56,7 +57,7 @@ export class KdumpGuest extends MemoryGuest {
 /**
  * Opens a kdump-compressed vmcore, raw or flattened.
  * @throws VmcoreError BAD_INPUT, TRUNCATED, LIMIT, READ; UNSUPPORTED for other machines, parts of a split dump, and
- *         page compression that is not known
+ *         page compression that is not known, and flattened ELF
  */
 export async function openKdump(path: string, limits: KdumpLimits = DEFAULT_KDUMP_LIMITS): Promise<KdumpGuest> {
   const backing = FileBacking.open(path);
@@ -86,6 +87,7 @@ export async function readKdump(
   flattened: boolean,
   limits: KdumpLimits = DEFAULT_KDUMP_LIMITS,
 ): Promise<KdumpGuest> {
+  if (flattened) refuseElf(file);
   const headers = readKdumpHeaders(file, limits);
   const { memoryBitmapOffset, storedBitmapOffset, descriptorsOffset, maxMapnr, longMode } = headers;
   const blocks = await readBlocks(file, memoryBitmapOffset, maxMapnr, limits);
@@ -103,6 +105,17 @@ export async function readKdump(
   const memory = blocks.reduce((sum, block) => sum + block.length, 0) / PAGE_SIZE;
   const counts = { memory, stored: stored.count, excluded: Math.max(0, memory - stored.count) };
   return new KdumpGuest(fields, headers, counts, flattened, pages);
+}
+
+/** makedumpfile -E flattens ELF too. @throws VmcoreError UNSUPPORTED */
+function refuseElf(file: RandomFile): void {
+  const start = new Uint8Array(Math.min(ELFMAG.length, file.size));
+  file.readSync(0, start);
+  if (ELFMAG.some((byte, i) => start[i] !== byte)) return;
+  throw new VmcoreError(
+    'UNSUPPORTED',
+    `${file.name} is a flattened ELF vmcore; put it together first: makedumpfile -R VMCORE < FILE`,
+  );
 }
 
 /** The pages of blocks that are not stored. */

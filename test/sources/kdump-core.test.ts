@@ -304,6 +304,12 @@ const FLAT_HOSTILE: readonly [string, Buffer, string, RegExp][] = [
     'BAD_INPUT',
     /negative/,
   ],
+  [
+    'ELF',
+    flattenedFile([[0, Buffer.concat([Buffer.from('\x7fELF\x02\x01\x01'), Buffer.alloc(9000)])]]),
+    'UNSUPPORTED',
+    /is a flattened ELF vmcore; put it together first: makedumpfile -R VMCORE < FILE/,
+  ],
   ['zeros', Buffer.concat([encodeFlattenedHeader(), Buffer.alloc(1000)]), 'BAD_INPUT', /negative/],
 ];
 
