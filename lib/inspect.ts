@@ -3,6 +3,7 @@
  * are "0x…" strings, counts and sizes are numbers.
  */
 
+import { VmcoreError } from './errors.js';
 import { ELFCLASS64, EM_X86_64, PT_LOAD } from './formats/elf.js';
 import { PAGE_CODEC_FLAGS } from './formats/kdump.js';
 import { findVmcoreinfo, vmcoreinfoFacts } from './formats/vmcoreinfo.js';
@@ -165,6 +166,7 @@ function kdumpFormat({ flattened, headers }: KdumpGuest): string {
 
 /** The decision of a dump at the highest level; what is damaged is told, not refused. */
 async function inspectPages({ guest, paddr }: CompletedGuest): Promise<InspectedPages> {
+  checkPagesKnown(guest);
   const { excludePages } = await import('./linux/exclude-pages.js');
   const { exclusion, undecided, warnings } = await excludePages(guest, { level: 31, fallback: 'keep' });
   const total = guest.blocks.reduce((sum, { length }) => sum + Math.ceil(length / PAGE_SIZE), 0);
@@ -180,6 +182,18 @@ async function inspectPages({ guest, paddr }: CompletedGuest): Promise<Inspected
     vmcoreinfoAt: paddr === null ? null : hex(paddr),
     warnings,
   };
+}
+
+/** A dump could be told of VMCOREINFO, or do with a lower level; who looks can do neither. @throws VmcoreError UNSUPPORTED */
+function checkPagesKnown({ name, memory, notes }: Guest): void {
+  const what = 'what the pages are used for';
+  if (memory === null)
+    throw new VmcoreError('UNSUPPORTED', `${name}: ${what} cannot be told from a stream; save it to a file first`);
+  if (findVmcoreinfo(notes) === null)
+    throw new VmcoreError(
+      'UNSUPPORTED',
+      `${name}: ${what} is not known without VMCOREINFO, which is neither in the notes nor in memory; inspect without --pages`,
+    );
 }
 
 /** Names of the DL_EXCLUDE_* bits of a level. */

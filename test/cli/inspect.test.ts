@@ -102,6 +102,26 @@ t.test('every source that dump takes', async (t) => {
   }
 });
 
+t.test('pages of what says nothing of its kernel: no advice that inspect does not take', async (t) => {
+  const folder = t.testdir({ 'guest.ram': 'A'.repeat(4096) });
+  writeFileSync(join(folder, 'core'), smallCore());
+  const cases: [script: string, message: RegExp][] = [
+    [
+      '$vmcore inspect raw:guest.ram --pages',
+      /not known without VMCOREINFO, which is neither in the notes nor in memory/,
+    ],
+    [
+      'cat core | $vmcore inspect - --pages',
+      /what the pages are used for cannot be told from a stream; save it to a file/,
+    ],
+  ];
+  for (const [script, message] of cases) {
+    const result = await runShell(script, folder);
+    checkFailure(t, result, 1, message, script);
+    t.notMatch(result.stderr, /--vmcoreinfo|level/, script);
+  }
+});
+
 t.test('a reader that goes away, a disk that is full', async (t) => {
   const folder = t.testdir({});
   const run = (script: string) => runShell(script, folder);
