@@ -139,8 +139,9 @@ export interface LiveMachine {
   /** how it was read, as far as it was */
   readonly report: LiveReport;
   /**
-   * Lets the machine run again if it ran before, and settles when it does. Its memory is to be read no more, unless it
-   * was copied. Later calls do nothing.
+   * Lets the machine run again if it ran before, and settles when it does. One that is no longer as it was stopped (it
+   * was migrated away, say) is left alone, with a warning. Its memory is to be read no more, unless it was copied. Later
+   * calls do nothing.
    * @throws VmcoreError READ when the machine could not be resumed
    */
   release(): Promise<void>;
@@ -154,6 +155,10 @@ export interface LiveReport {
   readonly memory: readonly (MemoryBlock & { readonly way: 'file' | 'proc' | 'stream'; readonly from: string })[];
   /** whether it ran before, and so runs again afterwards */
   readonly wasRunning: boolean;
+  /** QEMU's run state before: `running`, `paused`, `suspended` */
+  readonly statusBefore: string;
+  /** QEMU's run state since the release; absent before that, and where QEMU could not be asked */
+  readonly statusAfter?: string | undefined;
   /** seconds for which it had to stand still, so far */
   readonly pausedSeconds: number;
   /** bytes of its memory that were copied before it ran on; absent when it was read as it stood still */

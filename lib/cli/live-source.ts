@@ -105,16 +105,21 @@ const WAYS: Readonly<Record<LiveReport['memoryPath'], string>> = {
 
 /** The lines of a summary that tell how a live machine was read. */
 export function liveText(report: LiveReport): string[] {
-  const { memoryPath, memory, wasRunning, pausedSeconds, copiedBytes, spooledBytes } = report;
+  const { memoryPath, memory, copiedBytes, spooledBytes } = report;
   const from = [...new Set(memory.filter(({ way }) => way === memoryPath).map((block) => block.from))];
   const place = memoryPath === 'stream' ? '' : ` (${from.join(', ')})`;
   const spooled = spooledBytes ? ` (${formatSize(spooledBytes)} of it to a temporary file)` : '';
   const copied = copiedBytes === undefined ? '' : `, and copied first${spooled}`;
+  return [`memory read ${WAYS[memoryPath]}${place}${copied}`, stateText(report)];
+}
+
+/** What became of the machine. */
+function stateText({ wasRunning, statusBefore, statusAfter, pausedSeconds }: LiveReport): string {
   const seconds = `${pausedSeconds.toFixed(2)} s`;
-  return [
-    `memory read ${WAYS[memoryPath]}${place}${copied}`,
-    wasRunning
-      ? `the guest was paused for ${seconds}, and runs again`
-      : `the guest was paused, and still is (${seconds} needed)`,
-  ];
+  if (statusAfter === undefined) return `the guest was ${statusBefore} (${seconds} needed)`;
+  if (statusAfter !== statusBefore)
+    return `the guest was ${statusBefore}, and is ${statusAfter} now (${seconds} needed)`;
+  return wasRunning
+    ? `the guest was paused for ${seconds}, and runs again`
+    : `the guest was ${statusBefore}, and still is (${seconds} needed)`;
 }

@@ -48,7 +48,7 @@ async function openInPause(client: QmpClient, options: OpenQemuOptions, room: Co
     warnings.push(text);
     options.onWarning?.(text);
   };
-  const pause = await Pause.begin(client);
+  const pause = await Pause.begin(client, warn);
   let opened: Opened | null = null;
   try {
     opened = await openPaused(client, { ...options, onWarning: warn });
@@ -225,6 +225,8 @@ class QemuGuest implements Guest, LiveMachine {
       memoryPath: mainWay(opened.memory),
       memory: opened.memory,
       wasRunning: pause.wasRunning,
+      statusBefore: pause.statusBefore,
+      statusAfter: pause.statusAfter,
       pausedSeconds: pause.seconds,
       ...this.#copied,
       warnings: this.said.warnings,

@@ -7,37 +7,64 @@ import { messageOf, VmcoreError } from '../errors.js';
 import { objectOf, type QmpClient } from '../qmp/client.js';
 import { Watchdog } from './qemu-watchdog.js';
 
+/** QEMU's run state of a machine whose CPUs run. */
+const RUNNING = 'running';
+
+/**
+ * States out of which a machine that we stopped may run on: where `stop` leaves it, and where a reset leaves one that is
+ * stopped. Whatever else it is in (it was migrated away meanwhile, it panicked before it was stopped) is somebody's
+ * business who knows more: to say `cont` to a machine that runs at its destination would have it run twice.
+ */
+const RESUMABLE: readonly string[] = ['paused', 'prelaunch'];
+
 /** A machine that stands still. */
 export class Pause {
   readonly #started = performance.now();
   readonly #forget: () => void;
   #seconds: number | null = null;
   #release: Promise<void> | null = null;
+  #statusAfter: string | undefined;
   #disturbed = false;
 
   private constructor(
     private readonly client: QmpClient,
-    /** whether the machine ran, and so will run again */
-    readonly wasRunning: boolean,
+    /** QEMU's run state before */
+    readonly statusBefore: string,
     private readonly watchdog: Watchdog | null,
+    private readonly warn: (text: string) => void,
   ) {
     this.#forget = client.onEvent(({ event }) => {
       if (event === 'RESUME' && !this.#release) this.#disturbed = true;
     });
   }
 
-  /** Notes the run state, and stops the machine if it runs. @throws VmcoreError */
-  static async begin(client: QmpClient): Promise<Pause> {
-    const { running } = objectOf(await client.execute('query-status'), 'query-status');
-    const watchdog = running === true && client.descriptor !== null ? Watchdog.start(client.descriptor) : null;
-    const pause = new Pause(client, running === true, watchdog);
+  /**
+   * Notes the run state, and stops the machine if it runs.
+   * @param warn is told what a user should know of the pause's end
+   * @throws VmcoreError
+   */
+  static async begin(client: QmpClient, warn: (text: string) => void): Promise<Pause> {
+    const status = await statusOf(client);
+    const watchdog = status === RUNNING && client.descriptor !== null ? Watchdog.start(client.descriptor) : null;
+    const pause = new Pause(client, status, watchdog, warn);
     try {
       if (pause.wasRunning) await client.execute('stop');
       return pause;
     } catch (error) {
+      pause.#forget();
       watchdog?.stop();
       throw error;
     }
+  }
+
+  /** Whether the machine ran, and so will run again. */
+  get wasRunning(): boolean {
+    return this.statusBefore === RUNNING;
+  }
+
+  /** QEMU's run state since the end of the pause; undefined until then, and where QEMU could not be asked. */
+  get statusAfter(): string | undefined {
+    return this.#statusAfter;
   }
 
   /** For how long the machine stood still on our account, until now or until it was released. */
@@ -51,7 +78,8 @@ export class Pause {
   }
 
   /**
-   * Ends the pause: the machine runs if it ran before. Later calls do nothing but wait for the first.
+   * Ends the pause: the machine runs if it ran before. One that is no longer as we left it is left alone, with a warning.
+   * Later calls do nothing but wait for the first.
    * @throws VmcoreError READ when it could not be done
    */
   release(): Promise<void> {
@@ -62,7 +90,7 @@ export class Pause {
   async #end(): Promise<void> {
     this.#forget();
     try {
-      if (this.wasRunning) await this.client.execute('cont');
+      this.#statusAfter = this.wasRunning ? await this.#resume() : await statusOf(this.client).catch(() => undefined);
     } catch (error) {
       throw new VmcoreError('READ', `the guest could not be resumed: ${messageOf(error)}`, { cause: error });
     } finally {
@@ -70,4 +98,21 @@ export class Pause {
       this.watchdog?.stop();
     }
   }
+
+  /** Has the machine run if it still is as we left it. @returns the run state that it is in then */
+  async #resume(): Promise<string> {
+    const status = await statusOf(this.client);
+    if (RESUMABLE.includes(status)) {
+      await this.client.execute('cont');
+      return this.statusBefore;
+    }
+    if (status !== this.statusBefore)
+      this.warn(`the guest is no longer paused, but in QEMU's state '${status}': it was left so, and not resumed`);
+    return status;
+  }
+}
+
+async function statusOf(client: QmpClient): Promise<string> {
+  const { status } = objectOf(await client.execute('query-status'), 'query-status');
+  return String(status);
 }

@@ -10,11 +10,36 @@ import { type ChildProcess, spawn, type SpawnOptions } from 'node:child_process'
 import type { Socket } from 'node:net';
 
 /**
- * When nothing but an end is to be read from the pipe, says `cont`. More than once: QEMU refuses it while it still
- * writes a dump for us, and our last command may have been cut in two. A machine that runs already is not disturbed.
- * The connection is kept until the last one must have been answered: QEMU would give the answer to its next client.
+ * When nothing but an end is to be read from the pipe, says `cont` as long as QEMU answers that the machine is as we left
+ * it, a few times at most, and once more for each time that another monitor's dump is in the way. A machine that runs
+ * already, or was migrated away, is left alone.
+ *
+ * 0xff has QEMU forget a command of ours that was cut in two. Answers may be on one line or on many (`pretty=on`); events
+ * have states of other things in them. The connection does not block, so where nothing is to be read the shell waits (one
+ * of busybox does so by itself), and an end of line, which means nothing to QEMU, ends a shell whose QEMU is gone. Every
+ * `query-status` is answered before the shell ends: else QEMU would give the answer to its next client.
  */
-const SCRIPT = `read -r _ || for wait in 0.1 0.2 0.5 1; do echo '{"execute": "cont"}' >&3; sleep $wait; done`;
+const SCRIPT = `
+read -r _ && exit
+say() { echo "{\\"execute\\": \\"$1\\"}" >&3; }
+set -- 0.1 0.2 0.5 1
+printf '\\377\\n' >&3
+say query-status
+while :; do
+  if ! IFS= read -r line <&3; then sleep 0.02; echo >&3; continue; fi
+  message=$message$line
+  case $line in '{"'* | '}'*) ;; *) continue ;; esac
+  case $message in
+    *'"event"'*) ;;
+    *'dump in process'*) set -- "$@" 1 ;;
+    *'"running":'*'"paused"'* | *'"paused"'*'"running":'* | *'"running":'*'"prelaunch"'* | *'"prelaunch"'*'"running":'*)
+      say cont; sleep "$1"; shift
+      [ $# -gt 0 ] || exit
+      say query-status ;;
+    *'"running":'*) exit ;;
+  esac
+  message=
+done`;
 
 /** Watches over a pause. */
 export class Watchdog {

@@ -182,6 +182,30 @@ t.test('the live source', { skip }, async (t) => {
     guest.close();
   });
 
+  t.test('it is no longer as we left it', async (t) => {
+    for (const status of ['postmigrate', 'finish-migrate', 'guest-panicked', 'shutdown']) {
+      const qemu = new FakeQemu();
+      const guest = await openQemu(qemu);
+      qemu.status = status;
+      await guest.live!.release();
+      t.equal(qemu.status, status, `${status}: it is left alone`);
+      const { warnings, statusBefore, statusAfter } = guest.live!.report;
+      t.match(warnings.at(-1), `no longer paused, but in QEMU's state '${status}': it was left so`);
+      t.match({ statusBefore, statusAfter }, { statusBefore: 'running', statusAfter: status });
+      guest.close();
+    }
+  });
+
+  t.test('a machine that never ran', async (t) => {
+    const qemu = new FakeQemu();
+    qemu.status = 'prelaunch';
+    const guest = await openQemu(qemu);
+    await guest.live!.release();
+    t.notOk(qemu.executed.includes('cont'));
+    t.match(guest.live!.report, { wasRunning: false, statusBefore: 'prelaunch', statusAfter: 'prelaunch' });
+    guest.close();
+  });
+
   t.test('copied first', async (t) => {
     const qemu = new FakeQemu(inFile(memoryFile(t)));
     const guest = await openQemu(qemu, { pauseOnlyForCopy: true });

@@ -19,6 +19,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import t, { type Test } from 'tap';
 import { checkFailure, CLI, type CliResult, hasPartial, runCli, runShell, startCli, until } from '../cli/run-cli.js';
 import type { LiveReport } from '../../lib/guest.js';
+import { connectQmp } from '../../lib/qmp/client.js';
 import { needsTools } from '../tools.js';
 import { bootLive, launchLive, type LiveGuest, liveQemus, MIB } from './live-qemu.js';
 
@@ -142,6 +143,12 @@ function childrenOf(pid: number): number[] {
     .map(Number);
 }
 
+/** Has the machine run elsewhere from here on, as QEMU sees it. */
+async function migrateAway({ qemu, status }: LiveGuest): Promise<void> {
+  await qemu.execute('migrate', { uri: 'exec:cat > /dev/null' });
+  await until(async () => (await status()) === 'postmigrate');
+}
+
 async function checkRunState(t: Test, live: LiveGuest, state: (typeof STATES)[number]): Promise<void> {
   t.equal(await live.status(), state, `the guest is ${state}`);
   t.notOk(hasPartial(live.folder), 'nothing half-written is left');
@@ -245,6 +252,33 @@ for (const qemu of await liveQemus())
       const { code, stderr } = await ended;
       t.equal(code, 0);
       t.match(stderr, /warning: somebody else had the guest run/);
+    });
+
+    await t.test('it is migrated away in the middle', async (t) => {
+      await setState(live, 'running');
+      const fifo = new StuckFifo(live);
+      const { ended } = startCli(['dump', live.source, '-o', fifo.path]);
+      await fifo.begun(ended);
+      await migrateAway(live);
+      await fifo.drain();
+      const { code, stdout, stderr } = await ended;
+      t.equal(code, 0);
+      t.match(stderr, /warning: the guest is no longer paused, but in QEMU's state 'postmigrate': it was left so/);
+      t.match(stdout.toString(), /the guest was running, and is postmigrate now/);
+      t.equal(await live.status(), 'postmigrate');
+    });
+
+    await t.test('it is migrated away, and we are killed', async (t) => {
+      await setState(live, 'running');
+      const fifo = new StuckFifo(live);
+      const { child, ended } = startCli(['dump', live.source, '-o', fifo.path]);
+      await fifo.begun(ended);
+      await migrateAway(live);
+      child.kill('SIGKILL');
+      await ended;
+      // QEMU greets when the watchdog is done: it has our connection.
+      (await connectQmp(live.socket)).close();
+      t.equal(await live.status(), 'postmigrate');
     });
 
     await t.test('our watchdog is killed in the middle', async (t) => {
