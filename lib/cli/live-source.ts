@@ -91,7 +91,8 @@ export async function releaseFailed(guest: Guest, failure: unknown, warn: (text:
     await guest.live?.release();
     return failure;
   } catch (error) {
-    if (!(failure instanceof VmcoreError)) return failure;
+    // Where the failure is that the machine does not run on, all is said.
+    if (!(failure instanceof VmcoreError) || failure.cause === error) return failure;
     if (failure.code === 'ABORTED') warn(messageOf(error));
     return new VmcoreError(failure.code, `${failure.message}; and ${messageOf(error)}`, { cause: failure });
   }

@@ -90,6 +90,11 @@ export class QmpCommandError extends VmcoreError {
   ) {
     super(errorClass === 'CommandNotFound' ? 'UNSUPPORTED' : 'READ', `QEMU refuses ${command}: ${desc}`);
   }
+
+  /** Whether QEMU refuses because it dumps, for another monitor as well as for this one. */
+  get duringDump(): boolean {
+    return this.desc.includes('dump in process');
+  }
 }
 
 /** How to connect. */

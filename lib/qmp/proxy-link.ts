@@ -35,9 +35,6 @@ export interface ForwardedCommand {
 const DUMP = 'dump-guest-memory';
 const DUMP_END = 'DUMP_COMPLETED';
 
-/** What QEMU says when it begins no dump because there is one already, of another monitor. */
-const OTHER_DUMP = /dump in process/;
-
 /** A connection to QEMU that several share. */
 export class SharedQemu {
   /** ends of dumps that came while a dump of ours was asked for; null while none is */
@@ -121,7 +118,8 @@ export class SharedQemu {
       if (held.pop() === undefined) this.#detached = args?.['detach'] === true;
       return result;
     } catch (error) {
-      const isOther = error instanceof QmpCommandError && OTHER_DUMP.test(error.desc);
+      // QEMU begins no dump when there is one already, of another monitor: the end is that one's.
+      const isOther = error instanceof QmpCommandError && error.duringDump;
       if (!isOther) held.pop();
       throw error;
     } finally {

@@ -126,8 +126,8 @@ async function runDetached(client: QmpClient, args: Readonly<Record<string, unkn
   }
 }
 
-/** Waits for the end of a dump that is detached; rejects when the connection ends before. */
-function dumpCompletion(client: QmpClient): { event: Promise<{ error?: string }>; forget(): void } {
+/** Waits for the end of the dump that QEMU makes; rejects when the connection ends before. */
+export function dumpCompletion(client: QmpClient): { event: Promise<{ error?: string }>; forget(): void } {
   let forget = () => {};
   const event = new Promise<{ error?: string }>((resolve) => {
     forget = client.onEvent(({ event, data }: QmpEvent) => {

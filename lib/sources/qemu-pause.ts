@@ -4,7 +4,8 @@
  */
 
 import { messageOf, VmcoreError } from '../errors.js';
-import { objectOf, type QmpClient } from '../qmp/client.js';
+import { objectOf, type QmpClient, QmpCommandError } from '../qmp/client.js';
+import { dumpCompletion } from './qemu-dump.js';
 import { Watchdog } from './qemu-watchdog.js';
 
 /** QEMU's run state of a machine whose CPUs run. */
@@ -24,6 +25,7 @@ export class Pause {
   #seconds: number | null = null;
   #release: Promise<void> | null = null;
   #statusAfter: string | undefined;
+  #waits = false;
   #disturbed = false;
 
   private constructor(
@@ -79,7 +81,8 @@ export class Pause {
 
   /**
    * Ends the pause: the machine runs if it ran before. One that is no longer as we left it is left alone, with a warning.
-   * Later calls do nothing but wait for the first.
+   * Where QEMU dumps for another monitor, that dump's end is waited for, under the watchdog's eyes. Later calls do nothing
+   * but wait for the first.
    * @throws VmcoreError READ when it could not be done
    */
   release(): Promise<void> {
@@ -101,14 +104,42 @@ export class Pause {
 
   /** Has the machine run if it still is as we left it. @returns the run state that it is in then */
   async #resume(): Promise<string> {
-    const status = await statusOf(this.client);
-    if (RESUMABLE.includes(status)) {
-      await this.client.execute('cont');
-      return this.statusBefore;
+    for (;;) {
+      const status = await statusOf(this.client);
+      if (!RESUMABLE.includes(status)) return this.#leave(status);
+      if (await this.#continue()) return this.statusBefore;
     }
+  }
+
+  #leave(status: string): string {
     if (status !== this.statusBefore)
       this.warn(`the guest is no longer paused, but in QEMU's state '${status}': it was left so, and not resumed`);
     return status;
+  }
+
+  /**
+   * Says `cont`. QEMU refuses while it dumps for another monitor: then waits for that dump's end.
+   * @returns whether QEMU did it
+   */
+  async #continue(): Promise<boolean> {
+    // Heard of from before QEMU refuses: the dump may end right then.
+    const otherDump = dumpCompletion(this.client);
+    try {
+      await this.client.execute('cont');
+      return true;
+    } catch (error) {
+      if (!(error instanceof QmpCommandError && error.duringDump)) throw error;
+      this.#tellOfWait();
+      await otherDump.event;
+      return false;
+    } finally {
+      otherDump.forget();
+    }
+  }
+
+  #tellOfWait(): void {
+    if (!this.#waits) this.warn('QEMU dumps the guest for another monitor: the guest runs again when that has ended');
+    this.#waits = true;
   }
 }
 

@@ -11,6 +11,7 @@ import { openElfCore } from '../../lib/sources/elf-core.js';
 import { openQemu } from '../../lib/sources/qemu-guest.js';
 import type { OpenQemuOptions } from '../../lib/sources/qemu-options.js';
 import { nonZeroRuns } from '../../lib/zeros.js';
+import { until } from '../cli/run-cli.js';
 import { hasTool, skipUnless } from '../tools.js';
 import { sameMemory } from '../oracle/compare-kdump.js';
 import { FakeQemu, refusal } from './fake-qemu.js';
@@ -194,6 +195,40 @@ t.test('the live source', { skip }, async (t) => {
       t.match({ statusBefore, statusAfter }, { statusBefore: 'running', statusAfter: status });
       guest.close();
     }
+  });
+
+  t.test("another monitor's dump is in the way of cont", async (t) => {
+    const end = () => qemu.emit('DUMP_COMPLETED', { result: { status: 'completed' } });
+    let refusals = 0;
+    const qemu: FakeQemu = new FakeQemu({
+      cont: () => {
+        if (++refusals > 2) return undefined;
+        // The first one ends as QEMU refuses.
+        if (refusals === 1) end();
+        throw refusal('cont', 'There is a dump in process, please wait.');
+      },
+    });
+    const guest = await openQemu(qemu);
+    const { length } = guest.live!.report.warnings;
+    const released = guest.live!.release();
+    await until(() => refusals === 2);
+    t.equal(qemu.status, 'paused');
+    end();
+    await released;
+    t.equal(qemu.status, 'running');
+    t.match(guest.live!.report.warnings.slice(length), [/another monitor/], 'it is told once');
+    guest.close();
+  });
+
+  t.test("QEMU is gone before another monitor's dump has ended", async (t) => {
+    const qemu: FakeQemu = new FakeQemu({
+      cont: () => {
+        qemu.close();
+        throw refusal('cont', 'There is a dump in process, please wait.');
+      },
+    });
+    const guest = await openQemu(qemu);
+    await t.rejects(guest.live!.release(), { code: 'READ', message: /could not be resumed: closed/ });
   });
 
   t.test('a machine that never ran', async (t) => {

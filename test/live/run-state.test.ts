@@ -6,7 +6,7 @@ import { once } from 'node:events';
 import {
   chmodSync,
   closeSync,
-  constants,
+  constants as flags,
   cpSync,
   mkdirSync,
   openSync,
@@ -14,6 +14,7 @@ import {
   readFileSync,
   readSync,
 } from 'node:fs';
+import { constants } from 'node:os';
 import { basename, dirname, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t, { type Test } from 'tap';
@@ -42,7 +43,7 @@ class StuckFifo {
   constructor({ folder }: LiveGuest) {
     this.path = join(folder, `fifo-${randomUUID()}`);
     execFileSync('mkfifo', [this.path]);
-    this.#fd = openSync(this.path, constants.O_RDWR | constants.O_NONBLOCK);
+    this.#fd = openSync(this.path, flags.O_RDWR | flags.O_NONBLOCK);
   }
 
   /** Waits until a run has written something: from then on it is stuck. @throws Error when it ends instead */
@@ -147,6 +148,15 @@ function childrenOf(pid: number): number[] {
 async function migrateAway({ qemu, status }: LiveGuest): Promise<void> {
   await qemu.execute('migrate', { uri: 'exec:cat > /dev/null' });
   await until(async () => (await status()) === 'postmigrate');
+}
+
+/** Has QEMU begin a dump, for the monitor that the test has; it gets stuck. */
+async function dumpByQemu(live: LiveGuest): Promise<StuckFifo> {
+  const fifo = new StuckFifo(live);
+  const ended = new Promise<never>(() => {});
+  await live.qemu.execute('dump-guest-memory', { paging: false, protocol: `file:${fifo.path}`, detach: true });
+  await fifo.begun(ended);
+  return fifo;
 }
 
 async function checkRunState(t: Test, live: LiveGuest, state: (typeof STATES)[number]): Promise<void> {
@@ -281,6 +291,39 @@ for (const qemu of await liveQemus())
       t.equal(await live.status(), 'postmigrate');
     });
 
+    await t.test("another monitor's dump is under way when the guest is to run on", async (t) => {
+      await setState(live, 'running');
+      const fifo = new StuckFifo(live);
+      const { child, ended } = startCli(['dump', live.source, '-o', fifo.path]);
+      await fifo.begun(ended);
+      const other = await dumpByQemu(live);
+      const told = once(child.stderr!, 'data');
+      await fifo.drain();
+      await told;
+      t.equal(childrenOf(child.pid!).length, 1, 'the watchdog watches');
+      t.equal(await live.status(), 'paused');
+      await other.drain();
+      const { code, stderr } = await ended;
+      t.equal(code, 0);
+      t.match(stderr, /^vmcore: warning: QEMU dumps the guest for another monitor: [^\n]+\n$/, 'once');
+      await checkRunState(t, live, 'running');
+    });
+
+    for (const signal of ['SIGINT', 'SIGKILL'] as const)
+      await t.test(`another monitor's dump is under way, and ${signal} ends us`, async (t) => {
+        await setState(live, 'running');
+        const fifo = new StuckFifo(live);
+        const { child, ended } = startCli(['dump', live.source, '-o', fifo.path]);
+        await fifo.begun(ended);
+        const other = await dumpByQemu(live);
+        child.kill(signal);
+        t.equal((await ended).code, 128 + constants.signals[signal]);
+        t.equal(await live.status(), 'paused');
+        await other.drain();
+        await until(async () => (await live.status()) === 'running');
+        await checkRunState(t, live, 'running');
+      });
+
     await t.test('our watchdog is killed in the middle', async (t) => {
       await setState(live, 'running');
       const fifo = new StuckFifo(live);
@@ -345,6 +388,7 @@ for (const qemu of await liveQemus())
         const result = await ended;
         t.equal(result.code, 1);
         t.match(result.stderr, /^vmcore: [^\n]+\n$/, 'one line');
+        t.notMatch(result.stderr, /could not be resumed.*could not be resumed/, 'and nothing twice');
         t.match(result.stderr, way === 'file' ? /is written and whole, but .* is gone/ : /is gone|has ended/);
       });
   });
