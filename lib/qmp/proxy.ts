@@ -6,6 +6,7 @@
 import { EventEmitter } from 'node:events';
 import { messageOf, VmcoreError } from '../errors.js';
 import type { DumpRequest } from '../plan.js';
+import { disturbanceOf } from '../sources/qemu-disturbance.js';
 import { openQemu } from '../sources/qemu-guest.js';
 import type { OpenQemuOptions } from '../sources/qemu-options.js';
 import { connectQmp, type QmpConnection } from './client.js';
@@ -135,11 +136,14 @@ export class QmpProxy extends EventEmitter<{ warning: [string] }> {
   }
 }
 
-/** Gives up a dump when somebody else, over another monitor, has the guest run: it would not be of one instant. */
+/**
+ * Gives up a dump when somebody else, over another monitor, has the guest run, wakes it up or resets it: it would not be
+ * of one instant.
+ */
 function watchPause(client: OwnClient, dump: AbortController): () => void {
-  return client.onEvent(({ event }) => {
-    if (event !== 'RESUME' || client.resumed) return;
-    const text = 'the guest was resumed by somebody else while it was read; dump it again';
-    dump.abort(new VmcoreError('READ', text));
+  return client.onEvent((event) => {
+    const disturbance = disturbanceOf(event);
+    if (disturbance === null || client.resumed) return;
+    dump.abort(new VmcoreError('READ', `${disturbance}; dump it again`));
   });
 }

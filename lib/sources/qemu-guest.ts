@@ -213,10 +213,8 @@ class QemuGuest implements Guest, LiveMachine {
     // In this order: QEMU refuses to run a machine that it is dumping.
     await this.opened.end();
     await this.pause.release();
-    if (this.pause.disturbed)
-      this.said.warn(
-        'somebody else had the guest run while it was read: the dump is not of one instant, take it again',
-      );
+    const { disturbance } = this.pause;
+    if (disturbance !== null) this.said.warn(`${disturbance}: the dump is not of one instant, take it again`);
   }
 
   get report(): LiveReport {

@@ -173,14 +173,69 @@ t.test('the live source', { skip }, async (t) => {
     guest.close();
   });
 
-  t.test('somebody else has it run', async (t) => {
-    const qemu = new FakeQemu();
+  t.test('somebody else does something to it', async (t) => {
+    for (const [event, message] of [
+      ['RESUME', /^the guest was resumed by somebody else while it was read: .* take it again$/],
+      ['WAKEUP', /^the guest was woken up while it was read: .* take it again$/],
+      ['RESET', /^the guest was reset while it was read: .* take it again$/],
+      ['POWERDOWN', null],
+      ['constructor', null],
+    ] as const) {
+      const qemu = new FakeQemu();
+      const guest = await openQemu(qemu);
+      const { length } = guest.live!.report.warnings;
+      qemu.emit(event);
+      await guest.live!.release();
+      t.match(guest.live!.report.warnings.slice(length), message ? [message] : [], event);
+      t.equal(guest.live!.report.warnings.length, length + (message ? 1 : 0));
+      t.equal(qemu.status, 'running');
+      t.throws(() => guest.chunks(), { code: 'UNSUPPORTED' }, 'and its memory is not what it was');
+      guest.close();
+    }
+  });
+
+  t.test('a guest that sleeps', async (t) => {
+    const qemu: FakeQemu = new FakeQemu({
+      cont: () => {
+        qemu.status = 'suspended';
+        return {};
+      },
+    });
+    qemu.status = 'suspended';
     const guest = await openQemu(qemu);
-    qemu.emit('RESUME');
+    t.equal(qemu.status, 'paused', 'it cannot be woken up');
     await guest.live!.release();
-    t.match(guest.live!.report.warnings.at(-1), /somebody else had the guest run/);
-    t.throws(() => guest.chunks(), { code: 'UNSUPPORTED' }, 'and its memory is not what it was');
+    t.equal(qemu.status, 'suspended');
+    t.match(guest.live!.report, { wasRunning: false, statusBefore: 'suspended', statusAfter: 'suspended' });
     guest.close();
+  });
+
+  t.test('a guest that sleeps, and is woken up because QEMU does not stop it', async (t) => {
+    const qemu = new FakeQemu({ stop: () => ({}) });
+    qemu.status = 'suspended';
+    const guest = await openQemu(qemu);
+    const { length } = guest.live!.report.warnings;
+    qemu.status = 'running';
+    qemu.emit('WAKEUP');
+    await guest.live!.release();
+    t.notOk(qemu.executed.includes('cont'));
+    t.match(guest.live!.report, { statusBefore: 'suspended', statusAfter: 'running' });
+    t.match(guest.live!.report.warnings.slice(length), [/woken up/]);
+    guest.close();
+  });
+
+  t.test('it was reset when it was stopped', async (t) => {
+    for (const before of ['running', 'suspended']) {
+      const qemu = new FakeQemu();
+      qemu.status = before;
+      const guest = await openQemu(qemu);
+      qemu.status = 'prelaunch';
+      qemu.emit('RESET');
+      await guest.live!.release();
+      t.equal(qemu.status, 'running', 'it boots');
+      t.match(guest.live!.report, { statusBefore: before, statusAfter: 'running' });
+      guest.close();
+    }
   });
 
   t.test('it is no longer as we left it', async (t) => {

@@ -287,16 +287,21 @@ t.test('QEMU quits in mid-dump, to a file', { skip }, async (t) => {
   t.notOk(existsSync(file) || hasPartial(folder), 'nothing is left');
 });
 
-t.test('somebody else resumes the guest while it is read', { skip }, async (t) => {
-  const { qemu, wire, folder } = await setup(t);
-  const reader = await passPipe(wire, folder, 'slow');
-  t.same(await dumpTo(wire, 'fd:slow', { detach: true }), { return: {} });
-  await qemu.cont();
-  const completed = await wire.until(isCompleted);
-  t.match(completed, { data: { result: { status: 'failed' }, error: /resumed by somebody else/ } });
-  t.ok(await isRunning(qemu));
-  closeSync(reader);
-});
+for (const [command, error] of [
+  ['cont', 'the guest was resumed by somebody else while it was read'],
+  ['system_reset', 'the guest was reset while it was read'],
+] as const)
+  t.test(`${command} over another monitor while the guest is read`, { skip }, async (t) => {
+    const { qemu, wire, folder } = await setup(t);
+    await qemu.execute('set-action', { reboot: 'reset' });
+    const reader = await passPipe(wire, folder, 'slow');
+    t.same(await dumpTo(wire, 'fd:slow', { detach: true }), { return: {} });
+    await qemu.execute(command);
+    const completed = await wire.until(isCompleted);
+    t.match(completed, { data: { result: { status: 'failed' }, error: `dump: ${error}; dump it again` } });
+    t.ok(await isRunning(qemu));
+    closeSync(reader);
+  });
 
 t.test('a descriptor for a command of QEMU’s', { skip }, async (t) => {
   const { wire, folder } = await setup(t);
