@@ -5,12 +5,12 @@
  * QEMU runs as, where the system has no stricter rule (Yama's ptrace_scope, a QEMU that is not dumpable).
  */
 
-import { closeSync, openSync, readdirSync, readFileSync, readlinkSync, readSync, statSync } from 'node:fs';
+import { readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
 import { VmcoreError } from '../errors.js';
 import type { Backing, DataRun, FilePlace } from '../physical-memory.js';
 import { humanMonitor, QmpCommandError, type QmpClient } from '../qmp/client.js';
-import { PAGE_SIZE } from '../stage.js';
 import { FileBacking } from './file-backing.js';
+import { Pagemap } from './pagemap.js';
 
 /** What HMP `gpa2hva` prints when there is RAM at the address. */
 const HOST_ADDRESS = /is (0x[0-9a-f]{1,16})\s*$/;
@@ -102,7 +102,7 @@ export function openFileOf(pid: number, file: FileIdentity): string | null {
 export class ProcessMemory implements Backing {
   readonly name: string;
   readonly #memory: FileBacking;
-  readonly #pagemap: number | null;
+  readonly #pagemap: Pagemap | null;
   readonly #sparse = new Map<number, boolean>();
 
   private constructor(
@@ -111,7 +111,7 @@ export class ProcessMemory implements Backing {
   ) {
     this.name = memory.name;
     this.#memory = memory;
-    this.#pagemap = openPagemap(pid);
+    this.#pagemap = Pagemap.open(`/proc/${pid}/pagemap`);
   }
 
   /** @throws VmcoreError READ when there is no such process, or it may not be read */
@@ -142,12 +142,12 @@ export class ProcessMemory implements Backing {
   /** Pages that the process has never touched read as zeros, where they are its own and of no file. */
   nextData(offset: number, end: number): DataRun | null {
     if (this.#pagemap === null || !this.#isAnonymous(offset, end)) return { start: offset, end };
-    return nextTouched(this.#pagemap, offset, end);
+    return this.#pagemap.nextTouched(offset, end);
   }
 
   close(): void {
     this.#memory.close();
-    if (this.#pagemap !== null) closeSync(this.#pagemap);
+    this.#pagemap?.close();
   }
 
   /** A process that has ended has no memory: reading it meets an end, or an error. */
@@ -186,47 +186,6 @@ function isPrivateAnonymous(pid: number, start: number, end: number): boolean {
   } catch {
     return false;
   }
-}
-
-/** Null where it may not be read: then everything counts as data. */
-function openPagemap(pid: number): number | null {
-  try {
-    return openSync(`/proc/${pid}/pagemap`, 'r');
-  } catch {
-    return null;
-  }
-}
-
-/** Bytes of an entry of pagemap, one for each page (Documentation/admin-guide/mm/pagemap.rst). */
-const ENTRY = 8;
-/** Bits 63 and 62 of an entry, in its last byte: the page is in memory, or swapped out. */
-const TOUCHED = 0xc0;
-/** Entries that are read at a time. */
-const BATCH = 8192;
-/** Untouched pages that are fewer than this, between touched ones, are read. */
-const GAP = 16;
-
-/** The first run of pages in [offset, end) that were ever touched. */
-function nextTouched(pagemap: number, offset: number, end: number): DataRun | null {
-  const entries = Buffer.alloc(BATCH * ENTRY);
-  const last = Math.ceil(end / PAGE_SIZE);
-  let start = -1;
-  let behind = -1;
-  for (let page = Math.floor(offset / PAGE_SIZE); page < last; page += BATCH) {
-    const count = Math.min(BATCH, last - page);
-    if (readSync(pagemap, entries, 0, count * ENTRY, page * ENTRY) !== count * ENTRY) return { start: offset, end };
-    for (let i = 0; i < count; i++) {
-      if (entries[i * ENTRY + ENTRY - 1]! & TOUCHED) {
-        if (start < 0) start = page + i;
-        behind = page + i + 1;
-      } else if (start >= 0 && page + i - behind >= GAP) return runOf(start, behind, offset, end);
-    }
-  }
-  return start < 0 ? null : runOf(start, behind, offset, end);
-}
-
-function runOf(start: number, behind: number, offset: number, end: number): DataRun {
-  return { start: Math.max(offset, start * PAGE_SIZE), end: Math.min(end, behind * PAGE_SIZE) };
 }
 
 /** The process to read: what the user says, else what is at the other end of the socket. @throws VmcoreError USAGE */
