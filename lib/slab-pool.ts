@@ -19,6 +19,7 @@ export class SlabPool {
   readonly #free: Slab[] = [];
   readonly #waiting: ((slab: Slab) => void)[] = [];
   #made = 0;
+  #onIdle: (() => void) | null = null;
 
   /**
    * @param limit     how many slabs may exist; unlimited by default, so that a consumer that never releases is safe
@@ -48,5 +49,14 @@ export class SlabPool {
     const next = this.#waiting.shift();
     if (next) next(slab);
     else this.#free.push(slab);
+    if (this.#free.length === this.#made) this.#onIdle?.();
+  }
+
+  /** Settles when every slab that was taken has been given back; for when no more are taken. */
+  idle(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#onIdle = resolve;
+      if (this.#free.length === this.#made) resolve();
+    });
   }
 }

@@ -27,6 +27,7 @@ import { type Chunk, PAGE_SIZE, type PageBatch, type UnreadBytes } from '../stag
 import { type KernelJob, KernelThread, READ_PAGES } from './kernel-thread.js';
 import { defaultThreads, MAX_THREADS } from './kernel-workers.js';
 import type { EncodableChunk, PageCodecName, PageEncoder } from './page-encoder.js';
+import { keepMemory, takeMemory } from './spare-memory.js';
 
 /** Bytes of memory in a batch: what threads and stages have to say to each other for one takes as long as 1 MiB does. */
 const BATCH_BYTES = 4 << 20;
@@ -40,7 +41,6 @@ const SPARE_OUTPUTS = 3;
 /** Chunks from elsewhere that are copied in at a time. */
 const STAGING_SLABS = 2;
 
-const WASM_PAGE = 65_536;
 const OUTPUT_BYTES = BATCH_PAGES * MAX_ENCODED_PAGE + OUTPUT_SLACK;
 const TABLE_BYTES = BATCH_PAGES * TABLE_ENTRY_BYTES;
 const READ_BYTES = READ_PAGES * PAGE_SIZE + INPUT_SLACK;
@@ -79,6 +79,7 @@ export class KernelEncoder implements PageEncoder {
   readonly #staging: SlabPool;
   readonly #outputs: SlabPool;
   readonly #threads: KernelThread[];
+  #closing: Promise<void> | null = null;
 
   private constructor(codec: PageCodecName, module: WebAssembly.Module, { threads, level }: KernelOptions) {
     const count = Math.min(threads ?? defaultThreads(), MAX_THREADS);
@@ -95,8 +96,7 @@ export class KernelEncoder implements PageEncoder {
     const outputAt = addresses(outputs, OUTPUT_BYTES + TABLE_BYTES);
     const scratchAt = addresses(count, SCRATCH_BYTES);
     const readAt = addresses(count, READ_BYTES);
-    const pages = Math.ceil(arena.end / WASM_PAGE);
-    this.#memory = new WebAssembly.Memory({ initial: pages, maximum: pages, shared: true });
+    this.#memory = takeMemory(arena.end);
 
     this.pool = this.#poolAt(inputAt, BATCH_BYTES);
     this.#staging = this.#poolAt(stagingAt, BATCH_BYTES);
@@ -150,8 +150,16 @@ export class KernelEncoder implements PageEncoder {
     return { paddr, count, memory };
   }
 
-  async close(): Promise<void> {
+  /** Ends the threads. The memory serves the next encoder when all that was made of it has been released. */
+  close(): Promise<void> {
+    this.#closing ??= this.#end();
+    return this.#closing;
+  }
+
+  async #end(): Promise<void> {
     await Promise.all(this.#threads.map((thread) => thread.close()));
+    const pools = [this.pool, this.#staging, this.#outputs];
+    void Promise.all(pools.map((pool) => pool.idle())).then(() => keepMemory(this.#memory));
   }
 
   #poolAt(addresses: readonly number[], bytes: number): SlabPool {
