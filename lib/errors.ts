@@ -64,6 +64,8 @@ const ERRNO_TEXT: Readonly<Record<string, string>> = {
   EBADF: 'bad file descriptor',
   EROFS: 'read-only file system',
   EIO: 'input/output error',
+  ELOOP: 'too many symbolic links, or they lead in a circle',
+  ENAMETOOLONG: 'the name is too long',
 };
 
 /** `code` of a Node system error (`ENOENT`, ...), or undefined. */

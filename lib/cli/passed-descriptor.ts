@@ -3,13 +3,12 @@
  * there makes it crash or hang.
  */
 
-import { constants, fstatSync, readdirSync, readFileSync, readlinkSync } from 'node:fs';
+import { constants, fstatSync, readdirSync, readlinkSync } from 'node:fs';
 import { errnoOf, ioError, VmcoreError } from '../errors.js';
+import { ACCESS_MODE, openFlags } from '../open-flags.js';
 
 /** O_CLOEXEC of Linux, which Node does not name. Node opens its descriptors with it. */
 const CLOSE_ON_EXEC = 0o2000000;
-
-const ACCESS_MODE = constants.O_RDONLY | constants.O_WRONLY | constants.O_RDWR;
 
 /** What /proc says of a descriptor. */
 interface OpenDescriptor {
@@ -65,8 +64,7 @@ function openDescriptors(): OpenDescriptor[] {
 function describe(fd: number): OpenDescriptor[] {
   try {
     const link = readlinkSync(`/proc/self/fd/${fd}`);
-    const flags = /^flags:\s*([0-7]+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'latin1'))?.[1] ?? '0';
-    return [{ fd, link, flags: Number.parseInt(flags, 8) }];
+    return [{ fd, link, flags: openFlags(fd) }];
   } catch {
     return [];
   }

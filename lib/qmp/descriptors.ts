@@ -6,7 +6,8 @@
  * ask for the dump over its next connection.
  */
 
-import { closeSync, constants, readFileSync } from 'node:fs';
+import { closeSync, constants } from 'node:fs';
+import { ACCESS_MODE, openFlags } from '../open-flags.js';
 import { QmpError } from './qmp-error.js';
 
 /** Most descriptors with names, and most in sets: a client that forgets them must not use up the process's. */
@@ -181,17 +182,6 @@ function checkRoom(count: number, fd: number): void {
   throw new QmpError(`The monitor keeps ${MAX_DESCRIPTORS} descriptors already; close some of them first`);
 }
 
-/** Flags that a descriptor was opened with (fcntl(F_GETFL) by way of /proc); 0 where nobody can tell. */
-export function openFlags(fd: number): number {
-  try {
-    const flags = /^flags:\s*([0-7]+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'latin1'))?.[1] ?? '0';
-    return Number.parseInt(flags, 8);
-  } catch {
-    return 0;
-  }
-}
-
 function accessMode(fd: number): number {
-  const ACCESS_MODE = constants.O_RDONLY | constants.O_WRONLY | constants.O_RDWR;
   return openFlags(fd) & ACCESS_MODE;
 }

@@ -7,7 +7,8 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import type { DumpTarget } from '../dump.js';
 import { libc } from '../libc.js';
-import { type Descriptors, openFlags } from './descriptors.js';
+import { openFlags } from '../open-flags.js';
+import type { Descriptors } from './descriptors.js';
 import { QmpError } from './qmp-error.js';
 import { strerror, systemCode } from './strerror.js';
 

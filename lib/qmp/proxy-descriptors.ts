@@ -9,8 +9,9 @@
 
 import { constants } from 'node:fs';
 import { messageOf } from '../errors.js';
+import { ACCESS_MODE, openFlags } from '../open-flags.js';
 import { closeAll } from './connection.js';
-import { Descriptors, openFlags } from './descriptors.js';
+import { Descriptors } from './descriptors.js';
 import type { Json, JsonObject } from './json-parser.js';
 import type { Reply } from './json-text.js';
 import type { Monitor } from './monitor.js';
@@ -113,8 +114,6 @@ export class SharedDescriptors extends Descriptors {
 
 /** What QEMU says to a command that needs a descriptor and has none. */
 const NONE_SUPPLIED = /^No file descriptor supplied/;
-
-const ACCESS_MODE = constants.O_RDONLY | constants.O_WRONLY | constants.O_RDWR;
 
 /** Whether a text anywhere in the value has the name in it. */
 function mentions(value: Json, name: string): boolean {

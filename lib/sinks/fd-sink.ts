@@ -7,8 +7,9 @@
  * The descriptor is left open unless asked otherwise: whoever opened it closes it.
  */
 
-import { close, constants, fstatSync, readFileSync } from 'node:fs';
+import { close, constants, fstatSync } from 'node:fs';
 import { VmcoreError } from '../errors.js';
+import { openFlags } from '../open-flags.js';
 import type { Extent, StageOptions } from '../stage.js';
 import { ExtentSink } from './extent-sink.js';
 import { OldBytes } from './old-bytes.js';
@@ -127,10 +128,5 @@ function seekableSize(fd: number, target: string): number {
 
 /** With O_APPEND, pwrite(2) ignores its offset on Linux. */
 function isAppendOnly(fd: number): boolean {
-  try {
-    const flags = /^flags:\s*([0-7]+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'latin1'))?.[1] ?? '0';
-    return (Number.parseInt(flags, 8) & constants.O_APPEND) !== 0;
-  } catch {
-    return false;
-  }
+  return (openFlags(fd) & constants.O_APPEND) !== 0;
 }
