@@ -72,11 +72,12 @@ interface Rule {
 const YES_OR_NO: Rule = { what: 'true or false', allows: (value) => typeof value === 'boolean' };
 
 const RANGE: Rule = {
-  what: '{ base, length } in bytes, whole numbers from 0 and from 1 on',
+  // A range of 0 bytes is refused where ranges are cut, in QEMU's words.
+  what: '{ base, length } in bytes, whole numbers from 0 on',
   allows(value) {
     if (typeof value !== 'object' || value === null) return false;
     const { base, length } = value as Partial<MemoryBlock>;
-    return isWholeNumber(base, 0) && isWholeNumber(length, 1);
+    return isWholeNumber(base, 0) && isWholeNumber(length, 0);
   },
 };
 
