@@ -8,7 +8,7 @@ import { VmcoreError } from '../errors.js';
 import {
   type Backing,
   blockEnd,
-  type DataRun,
+  dataRuns,
   describeBlock,
   type MemoryBlock,
   type MemoryRegion,
@@ -266,18 +266,6 @@ async function firstDataPage(block: ReadableBlock, from: number, to: number): Pr
       searched += bytes.length;
     }
   return null;
-}
-
-/** The runs of data between two addresses of a block, as addresses of whole pages; each is asked for once. */
-function* dataRuns({ backing, base, offset }: ReadableBlock, from: number, to: number): Generator<DataRun, undefined> {
-  const shift = base - offset;
-  for (let at = from; at < to;) {
-    const run = backing.nextData ? backing.nextData(at - shift, to - shift) : { start: at - shift, end: to - shift };
-    if (!run) return;
-    const start = base + Math.floor((run.start + shift - base) / PAGE_SIZE) * PAGE_SIZE;
-    yield { start: Math.max(at, start), end: Math.min(to, run.end + shift) };
-    at = run.end + shift;
-  }
 }
 
 /** Bytes at hand. */
