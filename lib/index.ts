@@ -39,7 +39,7 @@ export {
   type MemoryRegion,
   PhysicalMemory,
 } from './physical-memory.js';
-export { type DumpedPages, type DumpRequest, FORMATS, type Format } from './plan.js';
+export type { DumpedPages } from './plan.js';
 export {
   type ConnectOptions,
   connectQmp,
@@ -53,6 +53,7 @@ export {
 } from './qmp/client.js';
 export { QmpProxy, type QmpProxyOptions } from './qmp/proxy.js';
 export { QmpServer, type QmpServerOptions } from './qmp/server.js';
+export { type DumpRequest, FORMATS, type Format } from './request.js';
 export { ExtentSink, type SinkTotals } from './sinks/extent-sink.js';
 export { FdSink, type FdSinkOptions } from './sinks/fd-sink.js';
 export { FileSink, type FileSinkOptions } from './sinks/file-sink.js';

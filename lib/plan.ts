@@ -18,8 +18,6 @@ import { planElf } from './transforms/elf-layout.js';
 import type { KdumpCodec } from './transforms/kdump-layout.js';
 import type { Mapping } from './transforms/mapping-list.js';
 
-export { type DumpRequest, FORMATS, type Format } from './request.js';
-
 /** The formats that compress pages. */
 type KdumpFormat = Exclude<Format, 'elf' | 'win-dmp'>;
 

@@ -5,7 +5,7 @@ import { type DumpJob, dump } from '../dump.js';
 import { messageOf, VmcoreError } from '../errors.js';
 import type { Guest } from '../guest.js';
 import type { MemoryBlock } from '../physical-memory.js';
-import type { DumpRequest, Format } from '../plan.js';
+import type { DumpRequest, Format } from '../request.js';
 import type { Descriptors } from './descriptors.js';
 import { failureText, lendFailureText, refusal } from './dump-failure.js';
 import { type OpenTarget, openTarget } from './dump-target.js';

@@ -2,7 +2,7 @@
 
 import { messageOf, VmcoreError } from '../errors.js';
 import type { Guest } from '../guest.js';
-import type { DumpRequest } from '../plan.js';
+import type { DumpRequest } from '../request.js';
 import type { Progress } from '../stage.js';
 import { QmpCommandError } from './client.js';
 import { canMake } from './schema.js';

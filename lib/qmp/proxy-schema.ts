@@ -1,6 +1,6 @@
 /** What QEMU says of its commands, with the formats that dumps through the proxy can have. */
 
-import { FORMATS } from '../plan.js';
+import { FORMATS } from '../request.js';
 import type { Json, JsonObject } from './json-parser.js';
 
 /** Names of types mean nothing: DumpGuestMemoryFormat is known by a value that every QEMU of it has, and no other type. */

@@ -5,7 +5,7 @@
 
 import { EventEmitter } from 'node:events';
 import { messageOf, VmcoreError } from '../errors.js';
-import type { DumpRequest } from '../plan.js';
+import type { DumpRequest } from '../request.js';
 import { disturbanceOf } from '../sources/qemu-disturbance.js';
 import { openQemu } from '../sources/qemu-guest.js';
 import type { OpenQemuOptions } from '../sources/qemu-options.js';

@@ -5,7 +5,7 @@
  * Notation as in QAPI: `'*name'` is an optional member, `['type']` a list.
  */
 
-import { FORMATS } from '../plan.js';
+import { FORMATS } from '../request.js';
 import type { Json, JsonObject } from './json-parser.js';
 import type { Reply } from './json-text.js';
 import { QmpError } from './qmp-error.js';

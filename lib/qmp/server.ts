@@ -2,7 +2,7 @@
 
 import { EventEmitter } from 'node:events';
 import type { Guest } from '../guest.js';
-import type { DumpRequest } from '../plan.js';
+import type { DumpRequest } from '../request.js';
 import { packageVersion } from '../version.js';
 import { CommandSet } from './commands.js';
 import type { Connection } from './connection.js';

@@ -9,7 +9,7 @@ import { join } from 'node:path';
 import type { Test } from 'tap';
 import { dump } from '../../lib/dump.js';
 import type { LiveReport } from '../../lib/guest.js';
-import type { DumpRequest } from '../../lib/plan.js';
+import type { DumpRequest } from '../../lib/request.js';
 import { openGuest, type OpenGuestOptions } from '../../lib/sources/open.js';
 import { bootLinux, linuxKernel, missingForLinux } from '../guests/linux.js';
 import { cacheFolder } from '../guests/places.js';

@@ -8,7 +8,7 @@ import { closeSync, openSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Test } from 'tap';
 import { findVmcoreinfo } from '../../lib/formats/vmcoreinfo.js';
-import { FORMATS, type Format } from '../../lib/plan.js';
+import { FORMATS, type Format } from '../../lib/request.js';
 import { openGuest } from '../../lib/sources/open.js';
 import { readElf } from '../guests/elf-oracle.js';
 import { findBanner } from '../oracle/linux-banner.js';

@@ -10,7 +10,7 @@ import { PT_LOAD } from '../../lib/formats/elf.js';
 import { findVmcoreinfo } from '../../lib/formats/vmcoreinfo.js';
 import type { Guest } from '../../lib/guest.js';
 import { inspect } from '../../lib/inspect.js';
-import type { DumpRequest } from '../../lib/plan.js';
+import type { DumpRequest } from '../../lib/request.js';
 import { readElfProgramHeaders } from '../../lib/sources/elf-core.js';
 import { FileBacking } from '../../lib/sources/file-backing.js';
 import { openGuestDescription } from '../../lib/sources/guest-description.js';

@@ -7,7 +7,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { isDeepStrictEqual } from 'node:util';
 import fc from 'fast-check';
 import t, { type Test } from 'tap';
-import { FORMATS } from '../../lib/plan.js';
+import { FORMATS } from '../../lib/request.js';
 import { connectQmp, type QmpConnection } from '../../lib/qmp/client.js';
 import { type Json, JsonStream } from '../../lib/qmp/json-parser.js';
 import { requestText } from '../../lib/qmp/json-text.js';
