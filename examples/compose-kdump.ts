@@ -25,7 +25,7 @@ const encoder = await KernelEncoder.open('lzo', { level: 2 });
 const compressor = new PageCompressor(encoder);
 
 await pipelinePromise(
-  guest.chunks({ pool: encoder.pool, unread: encoder.readsFiles }),
+  guest.chunks({ pool: encoder.pool, deferred: encoder.readsFiles }),
   new PageAligner(),
   compressor,
   new KdumpFramer(layout),

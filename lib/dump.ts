@@ -9,10 +9,12 @@ import { VmcoreError } from './errors.js';
 import type { Architecture, Guest } from './guest.js';
 import { type DumpedPages, type Plan, planDump } from './plan.js';
 import type { DumpRequest, Format } from './request.js';
+import { resumeAfter, resumeAfterFailure } from './resume.js';
+import { Scope } from './scope.js';
 import { ExtentSink } from './sinks/extent-sink.js';
 import { FdSink, type FdSinkOptions } from './sinks/fd-sink.js';
 import { FileSink, type FileSinkOptions } from './sinks/file-sink.js';
-import type { Progress } from './stage.js';
+import { closed, type Progress } from './stage.js';
 import { guestLongMode } from './transforms/elf-layout.js';
 import { Tally } from './transforms/tally.js';
 
@@ -75,50 +77,83 @@ export class DumpJob extends EventEmitter<{ progress: [Progress]; warning: [stri
     this.#abort.abort();
   }
 
+  /** Whatever happens, all that the dump has acquired is gone when it has ended, and a live machine runs on. */
   async #run(guest: Guest, request: DumpRequest, target: DumpTarget): Promise<DumpSummary> {
-    const started = performance.now();
-    const { signal } = this.#abort;
+    const scope = new Scope();
+    const warn = (text: string) => this.#warn(text);
+    let summary: DumpSummary;
     try {
-      signal.throwIfAborted();
-      checkTarget(target);
-      const plan = await planDump(guest, request, { signal, onWarning: (text) => this.#warn(text) });
-      const sink = await openSink(target, plan, signal);
-      const tally = new Tally({ signal });
-      await this.#carryOut(request, plan, tally, sink);
-      return {
-        format: request.format ?? 'elf',
-        architecture: guestLongMode(plan.guest) ? 'x86_64' : 'i386',
-        output: sink.target,
-        bytesRead: tally.dataBytes,
-        bytesWritten: sink.totals.written,
-        size: sink.totals.size,
-        pages: plan.pages(sink),
-        mappings: plan.mappings,
-        seconds: (performance.now() - started) / 1000,
-        compressSeconds: plan.compressSeconds?.(),
-        vmcoreinfoAt: plan.vmcoreinfoAt === null ? undefined : `0x${plan.vmcoreinfoAt.toString(16)}`,
-        warnings: this.#warnings,
-      };
+      summary = await this.#carryOut(guest, request, target, scope);
+      await scope.close();
     } catch (error) {
-      if (signal.aborted) throw new VmcoreError('ABORTED', 'the dump was aborted', { cause: error });
-      throw error;
+      const failure = this.#failure(error);
+      // What goes wrong now comes of what went wrong before.
+      await scope.close().catch(() => {});
+      throw await resumeAfterFailure(guest, failure, warn);
     }
+    await resumeAfter(guest, summary.output);
+    return summary;
   }
 
-  async #carryOut({ range }: DumpRequest, plan: Plan, tally: Tally, sink: ExtentSink): Promise<void> {
-    const { guest, pool, exclusion } = plan;
+  async #carryOut(guest: Guest, request: DumpRequest, target: DumpTarget, scope: Scope): Promise<DumpSummary> {
+    const started = performance.now();
+    const { signal } = this.#abort;
+    signal.throwIfAborted();
+    checkTarget(target);
+    const plan = await planDump(guest, request, { signal, scope, onWarning: (text) => this.#warn(text) });
+    signal.throwIfAborted();
+    checkTarget(target);
+    const sink = sinkOf(target, plan, signal);
+    scope.defer(() => closed(sink));
+    const tally = new Tally({ signal });
+    await this.#stream(guest, request, plan, tally, sink, scope);
+    return {
+      format: request.format ?? 'elf',
+      architecture: guestLongMode(plan.guest) ? 'x86_64' : 'i386',
+      output: sink.target,
+      bytesRead: tally.dataBytes,
+      bytesWritten: sink.totals.written,
+      size: sink.totals.size,
+      pages: plan.pages(sink),
+      mappings: plan.mappings,
+      seconds: (performance.now() - started) / 1000,
+      compressSeconds: plan.compressSeconds?.(),
+      vmcoreinfoAt: plan.vmcoreinfoAt === null ? undefined : `0x${plan.vmcoreinfoAt.toString(16)}`,
+      warnings: this.#warnings,
+    };
+  }
+
+  /** Runs the pipeline to its end. */
+  async #stream(
+    { live }: Guest,
+    { range }: DumpRequest,
+    plan: Plan,
+    tally: Tally,
+    sink: ExtentSink,
+    scope: Scope,
+  ): Promise<void> {
+    const { guest, pool, exclusion, stages, reader } = plan;
     this.#total = plan.memoryBytes;
     this.#sink = sink;
+    for (const stage of [tally, ...stages]) scope.defer(() => closed(stage));
+    scope.defer(() => pool.close(new VmcoreError('ABORTED', 'the dump has ended')));
+    const skip = exclusion ?? undefined;
+    const chunks = plan.chunks?.() ?? guest.chunks({ pool, range, skip, deferred: reader !== undefined });
+    scope.defer(() => closed(chunks));
     const report = () => this.emit('progress', this.progress);
     sink.on('progress' as 'drain', report);
-    try {
-      const skip = exclusion ?? undefined;
-      const chunks = plan.chunks?.() ?? guest.chunks({ pool, range, skip, unread: plan.reader !== undefined });
-      (plan.reader ?? chunks).once('end', () => this.emit('read'));
-      await pipelinePromise(chunks, tally, ...plan.stages, sink);
-    } finally {
-      sink.off('progress' as 'drain', report);
-    }
+    scope.defer(() => void sink.off('progress' as 'drain', report));
+    (reader ?? chunks).once('end', () => {
+      this.emit('read');
+      // How that goes is asked at the end.
+      live?.release().catch(() => {});
+    });
+    await pipelinePromise(chunks, tally, ...stages, sink);
+  }
+
+  #failure(error: unknown): unknown {
+    if (!this.#abort.signal.aborted) return error;
+    return new VmcoreError('ABORTED', 'the dump was aborted', { cause: error });
   }
 
   #warn(text: string): void {
@@ -139,31 +174,11 @@ function checkTarget(target: DumpTarget): void {
     throw new VmcoreError('USAGE', 'the target of a dump is { file }, { fd } or an ExtentSink');
 }
 
-/** The sink of a dump that is planned; where there is none, nothing is left of the plan. */
-async function openSink(target: DumpTarget, plan: Plan, signal: AbortSignal): Promise<ExtentSink> {
-  try {
-    signal.throwIfAborted();
-    checkTarget(target);
-    return sinkOf(target, plan, signal);
-  } catch (error) {
-    await discard(plan);
-    throw error;
-  }
-}
-
+/** The sink of a dump that is planned. */
 function sinkOf(target: DumpTarget, { seeks }: Plan, signal: AbortSignal): ExtentSink {
   if (target instanceof ExtentSink) return target;
   if ('file' in target) return new FileSink(target.file, { ...target, signal });
   return new FdSink(target.fd, { seek: seeks, ...target, signal });
-}
-
-/** Lets go of what a plan has acquired: the threads of the page encoder, which its stage closes. */
-async function discard({ stages }: Plan): Promise<void> {
-  const closed = stages.map(async (stage) => {
-    if (stage.destroyed) return;
-    await new Promise<void>((resolve) => stage.once('close', () => resolve()).destroy());
-  });
-  await Promise.all(closed);
 }
 
 /**

@@ -101,10 +101,10 @@ export interface ChunkOptions {
    */
   readonly skip?: PageExclusion | undefined;
   /**
-   * whole pages may come as chunks that say where the bytes are (`unread`), from a source that has them in a file. What
-   * reads them has to be done before the guest is closed or runs on
+   * whole pages may come as deferred chunks, which say where the bytes are, from a source that has them in a file. What
+   * reads them has to be done before a live machine runs on
    */
-  readonly unread?: boolean | undefined;
+  readonly deferred?: boolean | undefined;
 }
 
 /** One machine at one instant. */

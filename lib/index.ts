@@ -76,8 +76,13 @@ export { parseRegisters } from './sources/registers.js';
 export { runChunks } from './sources/run-source.js';
 export { openWinDmp, WinDmpGuest } from './sources/win-dmp-core.js';
 export {
+  type BytesChunk,
   type Chunk,
+  chunkBytes,
+  type DeferredChunk,
   type Extent,
+  type HoleChunk,
+  MAX_CHUNK_BYTES,
   nodeStream,
   PAGE_COMPRESSED,
   PAGE_SIZE,
@@ -85,11 +90,11 @@ export {
   PAGE_ZERO,
   type PageBatch,
   type Progress,
+  releaseChunk,
   Sink,
   Source,
   Stage,
   type StageOptions,
-  type UnreadBytes,
 } from './stage.js';
 export { ByteStream } from './transforms/byte-stream.js';
 export { ElfFramer } from './transforms/elf-framer.js';

@@ -33,6 +33,12 @@ export interface FilePlace {
   readonly offset: number;
 }
 
+/** A place in a file that stays open until it is let go of, also when its owner closes it. */
+export interface HeldPlace extends FilePlace {
+  /** lets the file be closed; call it once, when nobody reads there any more */
+  release(): void;
+}
+
 /** Where bytes of memory come from: a file, a buffer, a decompressor. */
 export interface Backing {
   /** what to call it in messages: a path */
@@ -48,11 +54,12 @@ export interface Backing {
    */
   nextData?(offset: number, end: number): DataRun | null;
   /**
-   * Where the byte at `offset` is in a file that has all bytes as they are, good until `close`; a backing without such a
-   * file omits the method.
+   * Where the byte at `offset` is in a file that has all bytes as they are; a backing without such a file omits the
+   * method.
+   * @throws VmcoreError READ when the backing has been closed
    */
-  locate?(offset: number): FilePlace;
-  /** Releases what the backing holds. */
+  locate?(offset: number): HeldPlace;
+  /** Releases what the backing holds, as soon as nobody reads it any more; what is asked for from now on is refused. */
   close(): void;
 }
 

@@ -10,6 +10,7 @@ import type { PageExclusion } from './page-exclusion.js';
 import type { MemoryBlock } from './physical-memory.js';
 import { describeLeftOut, type LeftOut, type Prepared, prepare } from './plan-exclusion.js';
 import { checkRequest, type DumpRequest, type Format } from './request.js';
+import type { Scope } from './scope.js';
 import type { ExtentSink } from './sinks/extent-sink.js';
 import { SlabPool } from './slab-pool.js';
 import { type Chunk, PAGE_SIZE, type Source } from './stage.js';
@@ -37,6 +38,8 @@ export interface DumpedPages extends LeftOut {
 /** What planning may use. */
 export interface PlanContext {
   readonly signal: AbortSignal;
+  /** owns what the plan acquires: threads */
+  readonly scope: Scope;
   /** is told what whoever asked should know */
   onWarning(text: string): void;
 }
@@ -81,17 +84,15 @@ export async function planDump(guest: Guest, request: DumpRequest, context: Plan
   const encoder = openEncoder(kdumpCodec(format), request);
   // When it fails while planning fails as well, the first failure is the one to tell.
   encoder.catch(() => {});
-  try {
-    return await planWithout(guest, request, context, (prepared) =>
-      planKdumpDump(prepared, format, encoder, request, context.signal),
-    );
-  } catch (error) {
-    await encoder.then(
+  context.scope.defer(() =>
+    encoder.then(
       (encoder) => encoder.close(),
       () => {},
-    );
-    throw error;
-  }
+    ),
+  );
+  return planWithout(guest, request, context, (prepared) =>
+    planKdumpDump(prepared, format, encoder, request, context.signal),
+  );
 }
 
 /** Decides what is left out, plans the format, and puts the page filter before its stages where there is need of it. */

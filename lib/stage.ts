@@ -1,98 +1,22 @@
 /**
- * What flows between stages, and the three kinds of stage.
+ * The three kinds of stage: source, stage and sink. Each knows its input and its output type (see chunk.ts) and no
+ * neighbour by name.
  *
- *   source -> range filter -> [page compressor] -> framer -> sink
- *   chunks    chunks           page batches        extents
+ * They are streamx streams. The base classes give streamx's callbacks types and promises; a stage overrides `open`,
+ * `next`/`transform`/`take`, `flush`/`finish`, `cancel` and `close`, which are the one place where each of its resources
+ * is born and the one place where it dies:
  *
- * Each stage knows its input and its output type and no neighbour by name. Memory that moves through the stages lives
- * in slabs (see slab-pool.ts): whoever is the last to need the bytes calls `release`, which lets the source reuse
- * them. Not calling it is safe for a stage that is used alone with a pool of its own: the slab is then left to the
- * garbage collector.
+ *   destroyed -> cancel(error): whatever the stage waits for ends now -> what is under way settles -> close()
  *
- * The stages are streamx streams. The base classes below give streamx's callbacks types and promises; a stage
- * overrides `open`, `next`/`transform`/`take`, `flush`/`finish` and `close`, which are the one place where each of
- * its resources is born and the one place where it dies.
+ * streamx does not call `close` while something is under way, so a stage that waits for anything but the system (a slab,
+ * a thread, a reader) has to end that wait in `cancel`.
  */
 
 import { Readable, Transform, Writable } from 'streamx';
+import { releaseItem } from './chunk.js';
 import { VmcoreError } from './errors.js';
-import type { FilePlace } from './physical-memory.js';
 
-/** A contiguous run of guest physical memory on its way through the stages. */
-export interface Chunk {
-  /** guest physical address of the first byte */
-  readonly paddr: number;
-  /** number of bytes; whole pages but for the ends of a range */
-  readonly length: number;
-  /**
-   * the bytes, `length` of them; absent when the run is known to be zeros (a hole of any size). With `release` they are
-   * lent to whoever has the chunk, who may write to them; without it they may be somebody's own
-   */
-  readonly data?: Uint8Array | undefined;
-  /** where the bytes are, instead of `data`: for whoever asked for chunks that are not read yet, and for nobody else */
-  readonly unread?: UnreadBytes | undefined;
-  /** bytes of guest memory that the chunk stands for, where they are not `length`: padded to whole pages it has more */
-  readonly memory?: number | undefined;
-  /** gives the bytes back to their pool; call it once, when they are needed no more */
-  readonly release?: (() => void) | undefined;
-}
-
-/** Bytes of guest memory that are still in a file: any thread of the process may read them with pread(2). */
-export interface UnreadBytes extends FilePlace {
-  /** Reads them all, or tells why that does not work. @throws VmcoreError READ, TRUNCATED */
-  read(into: Uint8Array): Promise<void>;
-}
-
-/** Bytes that belong at an offset of the vmcore. */
-export interface Extent {
-  /** byte offset in the vmcore */
-  readonly offset: number;
-  /** number of bytes */
-  readonly length: number;
-  /** the bytes, `length` of them; absent when they are zeros that need not be stored */
-  readonly data?: Uint8Array | undefined;
-  /** bytes of guest memory that are done when this extent has been taken by the sink; 0 for headers */
-  readonly memory: number;
-  /** gives the bytes back to their pool; call it once, when they are needed no more */
-  readonly release?: (() => void) | undefined;
-}
-
-/** What became of a page in a page batch: it is all zeros, and has no bytes there. */
-export const PAGE_ZERO = 0;
-/** The page did not shrink, and is there as it is. */
-export const PAGE_STORED = 1;
-/** The page is there as its codec has encoded it. */
-export const PAGE_COMPRESSED = 2;
-
-/**
- * What leaves the page compressor: consecutive pages of guest memory, encoded. Pages are whole: what a range or a
- * block cuts off is zeros.
- */
-export interface PageBatch {
-  /** guest physical address of the first page, a multiple of PAGE_SIZE */
-  readonly paddr: number;
-  /** number of pages */
-  readonly count: number;
-  /** for each page PAGE_ZERO, PAGE_STORED or PAGE_COMPRESSED; absent when all are zero (a hole of any size) */
-  readonly kinds?: Uint8Array | undefined;
-  /** for each page the bytes of its encoding: 0 for PAGE_ZERO, PAGE_SIZE for PAGE_STORED, less for PAGE_COMPRESSED */
-  readonly sizes?: Uint16Array | undefined;
-  /** the encodings, back to back; absent when all pages are zero */
-  readonly data?: Uint8Array | undefined;
-  /** bytes of guest memory that the batch stands for; less than count pages where a range cuts pages */
-  readonly memory: number;
-  /** gives kinds, sizes and data back to their pool; call it once, when they are needed no more */
-  readonly release?: (() => void) | undefined;
-}
-
-/** How much progress a dump has made, in bytes of guest memory, with the meaning of QMP's `query-dump`. */
-export interface Progress {
-  /** bytes of guest memory that the sink has taken */
-  readonly completed: number;
-  /** bytes of guest memory that the dump will write */
-  readonly total: number;
-}
-
+export * from './chunk.js';
 export { PAGE_SIZE } from './page-size.js';
 
 /** What a stage buffers before it pushes back, in bytes of memory that is pinned. */
@@ -109,45 +33,94 @@ export interface StageOptions {
 
 const STREAM_OPTIONS = {
   highWaterMark: STAGE_BUFFER_BYTES,
-  byteLength: (item: unknown) => (item as Partial<Chunk>).data?.byteLength || HOLE_WEIGHT,
+  byteLength: (item: unknown) => (item as { readonly data?: Uint8Array }).data?.byteLength || HOLE_WEIGHT,
 };
 
 type Callback = (error: Error | null) => void;
 
-/** Runs an async hook and reports to a streamx callback. */
-function settle(work: Promise<void> | void, callback: Callback): void {
-  if (work === undefined) callback(null);
-  else work.then(() => callback(null), callback);
-}
-
-/** Like settle, for hooks that may throw. */
+/** Runs a hook, which may throw, and reports to a streamx callback. */
 function attempt(hook: () => Promise<void> | void, callback: Callback): void {
   let work: Promise<void> | void;
   try {
     work = hook();
   } catch (error) {
-    callback(error instanceof Error ? error : new Error(String(error)));
+    callback(asError(error));
     return;
   }
-  settle(work, callback);
+  if (work === undefined) callback(null);
+  else work.then(() => callback(null), callback);
 }
 
-/**
- * Destroys a stage when a signal is aborted. streamx has an option for that, with which a stage that waits for its
- * pipeline, so that nobody listens to its errors yet, ends the process.
- */
-function destroyOnAbort(stage: Readable | Writable, signal: AbortSignal | undefined): void {
-  const abort = () => {
-    stage.on('error', () => {});
-    stage.destroy(abortedError(signal));
+function asError(error: unknown): Error {
+  return error instanceof Error ? error : new Error(String(error));
+}
+
+/** What streamx keeps items in, of the side of a stream that they wait at. */
+interface StreamSide {
+  readonly queue: { shift(): unknown };
+  readonly error: Error | null;
+}
+
+/** The parts of a streamx stream that it has no methods for: what waits in it, and what has destroyed it. */
+interface StreamParts {
+  readonly _readableState: StreamSide | null;
+  readonly _writableState: StreamSide | null;
+  readonly _transformState?: { readonly data: unknown };
+}
+
+/** Releases what waits in a stage that nobody reads any more. streamx only drops it. */
+function releaseQueues({ _readableState, _writableState }: StreamParts): void {
+  for (const side of [_writableState, _readableState])
+    for (let item = side?.queue.shift(); item !== undefined; item = side?.queue.shift()) releaseItem(item);
+}
+
+/** What all three kinds of stage do at the beginning and at the end of their lives. */
+class Life {
+  readonly #stage: Readable | Writable;
+  readonly #signal: AbortSignal | undefined;
+
+  constructor(stage: Readable | Writable, { signal }: StageOptions) {
+    this.#stage = stage;
+    this.#signal = signal;
+    signal?.addEventListener('abort', this.#abort, { once: true });
+  }
+
+  /**
+   * Destroys the stage. streamx has an option for signals, with which a stage that waits for its pipeline, so that nobody
+   * listens to its errors yet, ends the process; and which listens for ever.
+   */
+  readonly #abort = (): void => {
+    this.#stage.on('error', () => {});
+    this.#stage.destroy(abortedError(this.#signal));
   };
-  signal?.addEventListener('abort', abort, { once: true });
-}
 
-/** Opens a stage; one whose signal was aborted before there was a stage is not opened, and its pipeline ends. */
-function begin(open: () => Promise<void> | void, signal: AbortSignal | undefined, callback: Callback): void {
-  if (signal?.aborted) callback(abortedError(signal));
-  else attempt(open, callback);
+  /** Opens the stage; one whose signal was aborted before there was a stage is not opened, and its pipeline ends. */
+  begin(open: () => Promise<void> | void, callback: Callback): void {
+    if (this.#signal?.aborted) callback(abortedError(this.#signal));
+    else attempt(open, callback);
+  }
+
+  /** What the stage was destroyed with. */
+  get error(): Error {
+    const { _readableState, _writableState } = this.#parts;
+    return _writableState?.error ?? _readableState?.error ?? abortedError(this.#signal);
+  }
+
+  /** A transform that waited for room to push has an item that is in no queue. */
+  releaseHeld(): void {
+    releaseItem(this.#parts._transformState?.data);
+  }
+
+  /** Closes the stage. */
+  end(close: () => Promise<void> | void, callback: Callback): void {
+    this.#signal?.removeEventListener('abort', this.#abort);
+    releaseQueues(this.#parts);
+    attempt(close, callback);
+  }
+
+  get #parts(): StreamParts {
+    return this.#stage as unknown as StreamParts;
+  }
 }
 
 function abortedError(signal: AbortSignal | undefined): VmcoreError {
@@ -156,34 +129,40 @@ function abortedError(signal: AbortSignal | undefined): VmcoreError {
 
 /** A Readable stage of `T`. */
 export abstract class Source<T> extends Readable {
-  readonly #signal: AbortSignal | undefined;
+  readonly #life: Life;
 
   constructor(options: StageOptions = {}) {
     super(STREAM_OPTIONS);
-    this.#signal = options.signal;
-    destroyOnAbort(this, options.signal);
+    this.#life = new Life(this, options);
   }
 
   /** Acquires what the stage needs. */
   protected open(): Promise<void> | void {}
   /** The next item, or null at the end. */
   protected abstract next(): Promise<T | null>;
-  /** Lets go of what `open` acquired; always called. */
+  /** The stage is destroyed: ends whatever it waits for, with that error. Must not wait itself. */
+  protected cancel(_error: Error): void {}
+  /** Lets go of what `open` acquired; always called, once, when nothing is under way. */
   protected close(): Promise<void> | void {}
 
   override _open(callback: Callback): void {
-    begin(() => this.open(), this.#signal, callback);
+    this.#life.begin(() => this.open(), callback);
   }
 
   override _read(callback: Callback): void {
     this.next().then((item) => {
-      this.push(item);
+      if (this.destroying) releaseItem(item);
+      else this.push(item);
       callback(null);
     }, callback);
   }
 
+  override _predestroy(): void {
+    this.cancel(this.#life.error);
+  }
+
   override _destroy(callback: Callback): void {
-    attempt(() => this.close(), callback);
+    this.#life.end(() => this.close(), callback);
   }
 
   override [Symbol.asyncIterator](): AsyncIterator<T> {
@@ -193,45 +172,90 @@ export abstract class Source<T> extends Readable {
 
 /** A Transform stage from `I` to `O`. */
 export abstract class Stage<I, O> extends Transform {
-  readonly #signal: AbortSignal | undefined;
+  readonly #life: Life;
+  /** a transform that waits for room */
+  #waiting: { resolve(): void; reject(error: Error): void } | null = null;
 
   constructor(options: StageOptions = {}) {
     super(STREAM_OPTIONS);
-    this.#signal = options.signal;
-    destroyOnAbort(this, options.signal);
+    this.#life = new Life(this, options);
   }
 
   /** Acquires what the stage needs, and may `emitItem` what comes before the first input. */
   protected open(): Promise<void> | void {}
-  /** Handles one item; calls `emitItem` for each output. */
+  /**
+   * Handles one item, which is its own to pass on or to release; calls `emitItem` for each output. An item for which it
+   * throws, before it has passed on anything of it, is released; one whose promise is rejected is not.
+   */
   protected abstract transform(item: I): Promise<void> | void;
   /** The input has ended: emit what is left, refuse what is missing. */
   protected flush(): Promise<void> | void {}
-  /** Lets go of what `open` acquired; always called. */
+  /** The stage is destroyed: ends whatever it waits for, with that error. Must not wait itself. */
+  protected cancel(_error: Error): void {}
+  /** Lets go of what `open` acquired; always called, once, when nothing is under way. */
   protected close(): Promise<void> | void {}
 
-  /** Passes an item on. */
-  protected emitItem(item: O): void {
-    this.push(item);
+  /** Passes an item on. @returns whether there is room for another */
+  protected emitItem(item: O): boolean {
+    if (!this.destroying) return this.push(item);
+    releaseItem(item);
+    return false;
+  }
+
+  /** Settles when there is room for another item: for stages that make many of one. Rejects when the stage is destroyed. */
+  protected room(): Promise<void> {
+    if (this.destroying) return Promise.reject(this.#life.error);
+    return new Promise((resolve, reject) => {
+      this.#waiting = { resolve, reject };
+    });
+  }
+
+  /** streamx calls it when its reader has taken enough of what was pushed. */
+  override _read(callback: Callback): void {
+    this.#waiting?.resolve();
+    this.#waiting = null;
+    super._read(callback);
+  }
+
+  /** Takes an item, as streamx has it; a stage that is destroyed gives it back. */
+  override write(item: unknown): boolean {
+    if (this.destroying) releaseItem(item);
+    return super.write(item);
   }
 
   override _open(callback: Callback): void {
-    begin(() => this.open(), this.#signal, callback);
+    this.#life.begin(() => this.open(), callback);
   }
 
   override _transform(item: unknown, callback: (error: Error | null, mapped: unknown) => void): void {
     attempt(
-      () => this.transform(item as I),
+      () => this.#transformOwned(item),
       (error) => callback(error, undefined),
     );
+  }
+
+  /** A stage that refuses an item at once has not passed it on. */
+  #transformOwned(item: unknown): Promise<void> | void {
+    try {
+      return this.transform(item as I);
+    } catch (error) {
+      releaseItem(item);
+      throw error;
+    }
   }
 
   override _flush(callback: Callback): void {
     attempt(() => this.flush(), callback);
   }
 
+  override _predestroy(): void {
+    this.#life.releaseHeld();
+    this.#waiting?.reject(this.#life.error);
+    this.cancel(this.#life.error);
+  }
+
   override _destroy(callback: Callback): void {
-    attempt(() => this.close(), callback);
+    this.#life.end(() => this.close(), callback);
   }
 
   override [Symbol.asyncIterator](): AsyncIterator<O> {
@@ -241,12 +265,11 @@ export abstract class Stage<I, O> extends Transform {
 
 /** A Writable stage of `T`. */
 export abstract class Sink<T> extends Writable {
-  readonly #signal: AbortSignal | undefined;
+  readonly #life: Life;
 
   constructor(options: StageOptions = {}) {
     super(STREAM_OPTIONS);
-    this.#signal = options.signal;
-    destroyOnAbort(this, options.signal);
+    this.#life = new Life(this, options);
   }
 
   /** Acquires what the stage needs. */
@@ -255,11 +278,19 @@ export abstract class Sink<T> extends Writable {
   protected abstract take(item: T): Promise<void> | void;
   /** All items have been taken. */
   protected finish(): Promise<void> | void {}
-  /** Lets go of what `open` acquired; always called, after `finish` if all went well. */
+  /** The stage is destroyed: ends whatever it waits for, with that error. Must not wait itself. */
+  protected cancel(_error: Error): void {}
+  /** Lets go of what `open` acquired; always called, once, after `finish` if all went well. */
   protected close(): Promise<void> | void {}
 
+  /** Takes an item, as streamx has it; a stage that is destroyed gives it back. */
+  override write(item: unknown): boolean {
+    if (this.destroying) releaseItem(item);
+    return super.write(item);
+  }
+
   override _open(callback: Callback): void {
-    begin(() => this.open(), this.#signal, callback);
+    this.#life.begin(() => this.open(), callback);
   }
 
   override _write(item: unknown, callback: Callback): void {
@@ -270,9 +301,23 @@ export abstract class Sink<T> extends Writable {
     attempt(() => this.finish(), callback);
   }
 
-  override _destroy(callback: Callback): void {
-    attempt(() => this.close(), callback);
+  override _predestroy(): void {
+    this.cancel(this.#life.error);
   }
+
+  override _destroy(callback: Callback): void {
+    this.#life.end(() => this.close(), callback);
+  }
+}
+
+/** Destroys a stage, if it is not yet, and settles when it has let go of everything. */
+export function closed(stage: Readable | Writable): Promise<void> {
+  if (stage.destroyed) return Promise.resolve();
+  return new Promise((resolve) => {
+    stage.on('error', () => {});
+    stage.once('close', resolve);
+    stage.destroy();
+  });
 }
 
 /**

@@ -20,6 +20,7 @@ import {
 import { Flattener } from '../lib/transforms/flattener.js';
 import { KdumpFramer } from '../lib/transforms/kdump-framer.js';
 import { type KdumpCodec, type KdumpLayoutOptions, planKdump } from '../lib/transforms/kdump-layout.js';
+import { plain } from './plain-chunk.js';
 
 const snappy = createRequire(import.meta.url)('snappyjs') as { compress(bytes: Uint8Array): Uint8Array };
 
@@ -36,7 +37,8 @@ export class TestCompressor extends Stage<Chunk, PageBatch> {
     super();
   }
 
-  protected override transform({ paddr, length, data, release }: Chunk): void {
+  protected override transform(chunk: Chunk): void {
+    const { paddr, length, data, release } = plain(chunk);
     const first = paddr - (paddr % PAGE_SIZE);
     const count = Math.ceil((paddr + length - first) / PAGE_SIZE);
     if (!data) {

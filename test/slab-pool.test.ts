@@ -21,3 +21,26 @@ t.test('a pool without a bound never waits', async (t) => {
   t.equal(slabs.size, 3);
   for (const slab of slabs) t.ok(slab.bytes.buffer instanceof SharedArrayBuffer);
 });
+
+t.test('a pool that is closed rejects whoever waits, and whoever comes', async (t) => {
+  const pool = new SlabPool(1, 4096);
+  const slab = await pool.take();
+  const waiting = pool.take();
+  pool.close(new Error('over'));
+  await t.rejects(Promise.resolve(waiting), { message: 'over' });
+  await t.rejects(Promise.resolve(pool.take()), { message: 'over' });
+  pool.give(slab);
+  await pool.idle();
+});
+
+t.test('one owner is dismissed, others wait on', async (t) => {
+  const pool = new SlabPool(1, 4096);
+  const slab = await pool.take();
+  const [gone, there] = [{}, {}];
+  const dismissed = pool.take(gone);
+  const served = pool.take(there);
+  pool.dismiss(gone, new Error('over'));
+  await t.rejects(Promise.resolve(dismissed), { message: 'over' });
+  pool.give(slab);
+  t.equal(await served, slab);
+});

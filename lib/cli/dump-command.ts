@@ -3,16 +3,17 @@
 import { fstatSync, open, statSync } from 'node:fs';
 import { promisify } from 'node:util';
 import type { Argv } from 'yargs';
-import { type DumpSummary, type DumpTarget, dump } from '../dump.js';
+import { type DumpJob, type DumpSummary, type DumpTarget, dump } from '../dump.js';
 import { ioError, VmcoreError } from '../errors.js';
 import type { Guest, LiveReport } from '../guest.js';
 import { EXCLUDE_NAMES } from '../page-exclusion.js';
 import type { MemoryBlock } from '../physical-memory.js';
 import type { DumpedPages } from '../plan.js';
 import { ALL_LEVELS, FORMATS, type Format } from '../request.js';
+import { resumeAfterFailure } from '../resume.js';
 import { formatSize, parseSize } from '../sizes.js';
 import { Interrupt } from './interrupt.js';
-import { liveOptions, liveText, releaseAfter, releaseFailed } from './live-source.js';
+import { liveOptions, liveText } from './live-source.js';
 import { numberOption } from './number-option.js';
 import { checkPassed } from './passed-descriptor.js';
 import { showProgress } from './progress-bar.js';
@@ -129,18 +130,17 @@ export async function handler(args: DumpArguments): Promise<void> {
   try {
     const target = await interrupt.race(targetOf(args));
     const guest = await openSource(args, interrupt);
+    let job: DumpJob | null = null;
     try {
       checkRegisters(guest, args);
       const request = { ...args, range, dumpLevel: dumpLevelOf(args), findVmcoreinfo: findsVmcoreinfo(args) };
-      const job = dump(guest, request, target, interrupt.signal);
+      job = dump(guest, request, target, interrupt.signal);
       job.on('warning', warn);
-      job.on('read', () => void guest.live?.release().catch(() => {}));
       const endProgress = await showProgress(job, args.progress);
       const summary = await job.finished.finally(endProgress);
-      await releaseAfter(guest, summary.output);
       report({ ...summary, live: guest.live?.report }, args.json, target.fd !== undefined && isStdout(target.fd));
     } catch (error) {
-      throw await releaseFailed(guest, error, warn);
+      throw job ? error : await resumeAfterFailure(guest, error, warn);
     } finally {
       guest.close();
     }

@@ -1,8 +1,8 @@
 /** What commands that read a live QEMU have in common: its options, opening it, and letting it run on. */
 
 import type { Argv } from 'yargs';
-import { messageOf, VmcoreError } from '../errors.js';
-import type { Guest, LiveReport } from '../guest.js';
+import { VmcoreError } from '../errors.js';
+import type { LiveReport } from '../guest.js';
 import { formatSize, parseSize } from '../sizes.js';
 import type { OpenGuestOptions } from '../sources/open.js';
 import { MEMORY_PATHS, type MemoryPath } from '../sources/qemu-options.js';
@@ -71,31 +71,6 @@ export function liveOpenOptions(args: LiveArguments): OpenGuestOptions {
     copyLimit: copyLimit === undefined ? undefined : parseSize(copyLimit, '--copy-limit'),
     copySpool,
   };
-}
-
-/** Has a live machine run on after a dump. @throws VmcoreError READ when that does not work; the dump is whole */
-export async function releaseAfter(guest: Guest, output: string): Promise<void> {
-  try {
-    await guest.live?.release();
-  } catch (error) {
-    throw new VmcoreError('READ', `${output} is written and whole, but ${messageOf(error)}`, { cause: error });
-  }
-}
-
-/**
- * Has a live machine run on after a failure.
- * @returns the failure, with what went wrong now; what of an interruption is not shown is said here
- */
-export async function releaseFailed(guest: Guest, failure: unknown, warn: (text: string) => void): Promise<unknown> {
-  try {
-    await guest.live?.release();
-    return failure;
-  } catch (error) {
-    // Where the failure is that the machine does not run on, all is said.
-    if (!(failure instanceof VmcoreError) || failure.cause === error) return failure;
-    if (failure.code === 'ABORTED') warn(messageOf(error));
-    return new VmcoreError(failure.code, `${failure.message}; and ${messageOf(error)}`, { cause: failure });
-  }
 }
 
 const WAYS: Readonly<Record<LiveReport['memoryPath'], string>> = {

@@ -23,14 +23,14 @@ import {
 import type { FilePlace } from '../physical-memory.js';
 import { checkRequest } from '../request.js';
 import { type Slab, SlabPool } from '../slab-pool.js';
-import { type Chunk, PAGE_SIZE, type PageBatch, type UnreadBytes } from '../stage.js';
+import { MAX_CHUNK_BYTES, PAGE_SIZE, type PageBatch, releaseChunk } from '../stage.js';
 import { type KernelJob, KernelThread, READ_PAGES } from './kernel-thread.js';
 import { defaultThreads, MAX_THREADS } from './kernel-workers.js';
 import type { EncodableChunk, PageCodecName, PageEncoder } from './page-encoder.js';
 import { keepMemory, takeMemory } from './spare-memory.js';
 
 /** Bytes of memory in a batch: what threads and stages have to say to each other for one takes as long as 1 MiB does. */
-const BATCH_BYTES = 4 << 20;
+const BATCH_BYTES = MAX_CHUNK_BYTES;
 const BATCH_PAGES = BATCH_BYTES / PAGE_SIZE;
 /** Chunks that a worker has at a time: the next one is there when it is done with one. */
 const CHUNKS_PER_THREAD = 2;
@@ -126,28 +126,34 @@ export class KernelEncoder implements PageEncoder {
 
   async encode(chunk: EncodableChunk): Promise<PageBatch> {
     const { paddr, length, memory = length } = chunk;
-    if (length > BATCH_BYTES)
-      throw new VmcoreError('USAGE', `a chunk of ${length} bytes is larger than a batch of ${BATCH_BYTES}`);
     const count = length / PAGE_SIZE;
-    const input = chunk.data ? await this.#place(chunk, chunk.data) : null;
-    const output = await this.#outputs.take();
-    const release = () => this.#outputs.give(output);
+    let output: Slab | null = null;
     try {
-      const bytes = input
-        ? await this.#run(input.address, count, output)
-        : await this.#runUnread(chunk.unread!, count, output);
-      if (bytes > 0) {
-        const table = this.#readTable(output.bytes.byteOffset + OUTPUT_BYTES, count);
-        return { paddr, count, ...table, data: output.bytes.subarray(0, bytes), memory, release };
-      }
-    } catch (error) {
-      release();
-      throw error;
+      if (length > BATCH_BYTES)
+        throw new VmcoreError('USAGE', `a chunk of ${length} bytes is larger than a batch of ${BATCH_BYTES}`);
+      output = await this.#outputs.take();
+      const bytes = await this.#encodeInto(output, chunk, count);
+      if (bytes === 0) return { paddr, count, memory };
+      const table = this.#readTable(output.bytes.byteOffset + OUTPUT_BYTES, count);
+      const slot = output;
+      output = null;
+      return {
+        paddr,
+        count,
+        ...table,
+        data: slot.bytes.subarray(0, bytes),
+        memory,
+        release: () => this.#outputs.give(slot),
+      };
     } finally {
-      input?.release();
+      if (output) this.#outputs.give(output);
+      releaseChunk(chunk);
     }
-    release();
-    return { paddr, count, memory };
+  }
+
+  cancel(error: Error): void {
+    for (const pool of this.#pools) pool.close(error);
+    for (const thread of this.#threads) thread.cancel(error);
   }
 
   /** Ends the threads. The memory serves the next encoder when all that was made of it has been released. */
@@ -158,8 +164,11 @@ export class KernelEncoder implements PageEncoder {
 
   async #end(): Promise<void> {
     await Promise.all(this.#threads.map((thread) => thread.close()));
-    const pools = [this.pool, this.#staging, this.#outputs];
-    void Promise.all(pools.map((pool) => pool.idle())).then(() => keepMemory(this.#memory));
+    void Promise.all(this.#pools.map((pool) => pool.idle())).then(() => keepMemory(this.#memory));
+  }
+
+  get #pools(): readonly SlabPool[] {
+    return [this.pool, this.#staging, this.#outputs];
   }
 
   #poolAt(addresses: readonly number[], bytes: number): SlabPool {
@@ -179,28 +188,27 @@ export class KernelEncoder implements PageEncoder {
     return bytes;
   }
 
-  /** Has a thread read and encode pages; where it cannot, they are read here, to do better or to say why. */
-  async #runUnread(unread: UnreadBytes, count: number, output: Slab): Promise<number> {
-    const { fd, offset } = unread;
-    const size = await this.#run({ fd, offset }, count, output);
-    if (size !== null) return size;
+  /** Encodes a chunk's pages wherever its bytes are. @returns bytes of the encodings */
+  async #encodeInto(output: Slab, chunk: EncodableChunk, count: number): Promise<number> {
+    if (chunk.kind === 'deferred') {
+      const size = await this.#run(chunk.place, count, output);
+      // Where a thread cannot read, it is done here: to do better, or to say why.
+      return size ?? this.#runStaged((into) => chunk.read(into), count, output);
+    }
+    const { data } = chunk;
+    if (data.buffer === this.#memory.buffer) return this.#run(data.byteOffset, count, output);
+    return this.#runStaged((into) => into.set(data), count, output);
+  }
+
+  /** Encodes pages that have to be brought into the kernel's memory first. */
+  async #runStaged(fill: (into: Uint8Array) => void | Promise<void>, count: number, output: Slab): Promise<number> {
     const slab = await this.#staging.take();
     try {
-      await unread.read(slab.bytes.subarray(0, count * PAGE_SIZE));
+      await fill(slab.bytes.subarray(0, count * PAGE_SIZE));
       return await this.#run(slab.bytes.byteOffset, count, output);
     } finally {
       this.#staging.give(slab);
     }
-  }
-
-  /** The address of a chunk's bytes; they are copied into the kernel's memory when they are not in it. */
-  async #place(chunk: Chunk, data: Uint8Array): Promise<{ address: number; release(): void }> {
-    const release = () => chunk.release?.();
-    if (data.buffer === this.#memory.buffer) return { address: data.byteOffset, release };
-    const slab = await this.#staging.take();
-    slab.bytes.set(data);
-    release();
-    return { address: slab.bytes.byteOffset, release: () => this.#staging.give(slab) };
   }
 
   #leastBusy(): KernelThread {

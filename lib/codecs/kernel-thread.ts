@@ -52,7 +52,8 @@ interface Pending {
 export class KernelThread {
   readonly #worker: Worker;
   readonly #pending: Pending[] = [];
-  #failure: VmcoreError | null = null;
+  #failure: Error | null = null;
+  #closing: Promise<void> | null = null;
 
   constructor(data: KernelThreadData) {
     this.#worker = takeKernelWorker();
@@ -77,8 +78,16 @@ export class KernelThread {
     });
   }
 
-  async close(): Promise<void> {
-    await this.#worker.terminate();
+  /** Ends the thread; its jobs fail with this error when it is gone and touches neither memory nor files. */
+  cancel(error: Error): void {
+    this.#failure ??= error;
+    void this.close();
+  }
+
+  /** Ends the thread, and settles when it is gone. */
+  close(): Promise<void> {
+    this.#closing ??= this.#worker.terminate().then(() => {});
+    return this.#closing;
   }
 
   #fail(why: string): void {

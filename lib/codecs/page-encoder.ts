@@ -1,18 +1,13 @@
 /** What a page compressor asks of its codec. */
 
 import type { SlabPool } from '../slab-pool.js';
-import type { Chunk, PageBatch, UnreadBytes } from '../stage.js';
+import type { BytesChunk, DeferredChunk, PageBatch } from '../stage.js';
 
 /** The codecs of the kdump formats. */
 export type PageCodecName = 'zlib' | 'lzo' | 'snappy';
 
 /** A chunk with bytes, at hand or in a file. */
-export type EncodableChunk = Chunk & ({ readonly data: Uint8Array } | { readonly unread: UnreadBytes });
-
-/** Whether a chunk is more than a hole. */
-export function isEncodable(chunk: Chunk): chunk is EncodableChunk {
-  return chunk.data !== undefined || chunk.unread !== undefined;
-}
+export type EncodableChunk = BytesChunk | DeferredChunk;
 
 /** Encodes chunks of whole pages; several at a time when it has threads. */
 export interface PageEncoder {
@@ -25,10 +20,12 @@ export interface PageEncoder {
   /** seconds spent encoding so far, those of all threads added up */
   readonly busySeconds: number;
   /**
-   * Encodes the pages of a chunk, and releases it.
-   * @throws VmcoreError when a thread has died, READ and TRUNCATED for what cannot be read
+   * Encodes the pages of a chunk, and releases it, whatever becomes of it.
+   * @throws VmcoreError when a thread has died, READ and TRUNCATED for what cannot be read; what `cancel` was given
    */
   encode(chunk: EncodableChunk): Promise<PageBatch>;
-  /** Lets go of threads; what is under way is dropped. */
+  /** Has all that is under way, or comes after, fail with this error, soon. Must not wait. */
+  cancel(error: Error): void;
+  /** Lets go of threads, and settles when they are gone; what is under way is dropped. Later calls do nothing more. */
   close(): Promise<void>;
 }

@@ -6,7 +6,15 @@
 import { zlibSync } from 'fflate';
 import { LZO } from 'lzo-ts';
 import snappy from 'snappyjs';
-import { PAGE_COMPRESSED, PAGE_SIZE, PAGE_STORED, PAGE_ZERO, type PageBatch } from '../stage.js';
+import {
+  chunkBytes,
+  PAGE_COMPRESSED,
+  PAGE_SIZE,
+  PAGE_STORED,
+  PAGE_ZERO,
+  type PageBatch,
+  releaseChunk,
+} from '../stage.js';
 import { nonZeroRuns } from '../zeros.js';
 import type { EncodableChunk, PageCodecName, PageEncoder } from './page-encoder.js';
 
@@ -37,8 +45,15 @@ export class PortableEncoder implements PageEncoder {
     this.#compress = compressorOf(codec, level);
   }
 
-  async encode({ paddr, length, data, memory, release }: EncodableChunk): Promise<PageBatch> {
-    if (!data) throw new TypeError('a chunk came unread');
+  async encode(chunk: EncodableChunk): Promise<PageBatch> {
+    try {
+      return this.#encode(chunk, chunkBytes(chunk)!);
+    } finally {
+      releaseChunk(chunk);
+    }
+  }
+
+  #encode({ paddr, length, memory }: EncodableChunk, data: Uint8Array): PageBatch {
     const started = performance.now();
     const count = length / PAGE_SIZE;
     const kinds = new Uint8Array(count).fill(PAGE_ZERO);
@@ -57,10 +72,12 @@ export class PortableEncoder implements PageEncoder {
         out.set(bytes, at);
         at += bytes.length;
       }
-    release?.();
     this.busySeconds += (performance.now() - started) / 1000;
     return { paddr, count, kinds, sizes, data: out.subarray(0, at), memory: memory ?? length };
   }
+
+  /** Nothing is ever under way. */
+  cancel(): void {}
 
   async close(): Promise<void> {}
 }

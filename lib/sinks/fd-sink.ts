@@ -84,7 +84,8 @@ export class FdSink extends ExtentSink {
   }
 
   async #writeZeros(count: number): Promise<void> {
-    for (let left = count; left > 0; left -= ZEROS.length) await this.#write(ZEROS.subarray(0, left));
+    for (let left = count; left > 0 && !this.destroying; left -= ZEROS.length)
+      await this.#write(ZEROS.subarray(0, left));
   }
 
   async #write(data: Uint8Array): Promise<void> {
@@ -99,8 +100,8 @@ export class FdSink extends ExtentSink {
     return this.#clear(0, this.totals.size);
   }
 
-  /** A destroyed stage waits for the write that is under way: let go of the pipe, and the write ends. */
-  override _predestroy(): void {
+  /** Lets go of the pipe, and the write that is under way ends. */
+  protected override cancel(): void {
     this.#pipe?.close();
   }
 

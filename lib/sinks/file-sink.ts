@@ -84,7 +84,7 @@ export class FileSink extends ExtentSink {
   }
 
   async #writeZeros(offset: number, length: number): Promise<void> {
-    for (let done = 0; done < length; done += ZEROS.length) {
+    for (let done = 0; done < length && !this.destroying; done += ZEROS.length) {
       const zeros = ZEROS.subarray(0, Math.min(ZEROS.length, length - done));
       await writeFully(this.#file!.fd, zeros, offset + done, this.target);
     }
@@ -102,8 +102,8 @@ export class FileSink extends ExtentSink {
     this.#partial = '';
   }
 
-  /** A destroyed stage waits for what is under way, and the process may not live to see that end: remove it now. */
-  override _predestroy(): void {
+  /** The process may not live to see the end of what is under way: removes the file now. */
+  protected override cancel(): void {
     if (!this.#file) return;
     try {
       unlinkSync(this.#partial);

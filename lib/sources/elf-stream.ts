@@ -225,12 +225,12 @@ class ElfStreamSource extends Source<Chunk> {
   protected override async next(): Promise<Chunk | null> {
     const { value: piece, done } = this.#pieces.next();
     if (done) return this.#finish();
-    if (piece.offset === null) return { paddr: piece.base, length: piece.length };
+    if (piece.offset === null) return { kind: 'hole', paddr: piece.base, length: piece.length };
     return this.#readPiece(piece, piece.offset);
   }
 
   async #readPiece(piece: StoredBlock, offset: number): Promise<Chunk> {
-    const slab = await this.#pool.take();
+    const slab = await this.#pool.take(this);
     try {
       const data = slab.bytes.subarray(0, piece.length);
       const reached = await this.#reader.skipTo(offset);
@@ -242,7 +242,7 @@ class ElfStreamSource extends Source<Chunk> {
           `memory at 0x${piece.base.toString(16)}`,
           offset + piece.length,
         );
-      return { paddr: piece.base, length: piece.length, data, release: () => this.#pool.give(slab) };
+      return { kind: 'bytes', paddr: piece.base, length: piece.length, data, release: () => this.#pool.give(slab) };
     } catch (error) {
       this.#pool.give(slab);
       throw error;
@@ -258,8 +258,9 @@ class ElfStreamSource extends Source<Chunk> {
     return null;
   }
 
-  /** Lets go of a read that waits for a silent writer: streamx calls `close` only when it has returned. */
-  override _predestroy(): void {
+  /** Lets go of a read that waits for a silent writer, too. */
+  protected override cancel(error: Error): void {
+    this.#pool.dismiss(this, error);
     this.#reader.close();
   }
 

@@ -5,13 +5,18 @@
 
 import { closeSync, constants, fstatSync, openSync, read, readSync } from 'node:fs';
 import { ioError, VmcoreError } from '../errors.js';
-import type { Backing, DataRun, FilePlace } from '../physical-memory.js';
+import type { Backing, DataRun, HeldPlace } from '../physical-memory.js';
 import { seekData } from './holes.js';
 
-/** A file that is open for reading. */
+/**
+ * A file that is open for reading. Its descriptor outlives `close` for as long as somebody reads: the system gives the
+ * number to the next file that is opened, and the reader would get that one's bytes.
+ */
 export class FileBacking implements Backing {
   readonly #fd: number;
-  #open = true;
+  #closed = false;
+  /** reads under way, and places that have been handed out */
+  #readers = 0;
   /** the run of data that was found last, as long as it is */
   #run: DataRun = { start: 0, end: 0 };
 
@@ -39,6 +44,7 @@ export class FileBacking implements Backing {
   }
 
   readSync(offset: number, into: Uint8Array): void {
+    this.#checkOpen();
     for (let done = 0; done < into.length;) {
       const count = this.#attempt(offset + done, () =>
         readSync(this.#fd, into, done, into.length - done, offset + done),
@@ -48,9 +54,14 @@ export class FileBacking implements Backing {
   }
 
   async read(offset: number, into: Uint8Array): Promise<void> {
-    for (let done = 0; done < into.length;) {
-      const count = await this.#readSome(offset + done, into, done);
-      done += this.#checkCount(count, offset + done, into.length - done);
+    const { release } = this.#hold();
+    try {
+      for (let done = 0; done < into.length;) {
+        const count = await this.#readSome(offset + done, into, done);
+        done += this.#checkCount(count, offset + done, into.length - done);
+      }
+    } finally {
+      release();
     }
   }
 
@@ -59,6 +70,7 @@ export class FileBacking implements Backing {
    * stays right when the file changes: what has become a hole is read, and is zeros.
    */
   nextData(offset: number, end: number): DataRun | null {
+    this.#checkOpen();
     if (offset < this.#run.start || offset >= this.#run.end) {
       const run = seekData(this.#fd, offset, end);
       if (!run) {
@@ -71,13 +83,31 @@ export class FileBacking implements Backing {
     return { start: Math.max(this.#run.start, offset), end: Math.min(this.#run.end, end) };
   }
 
-  locate(offset: number): FilePlace {
-    return { fd: this.#fd, offset };
+  locate(offset: number): HeldPlace {
+    return { fd: this.#fd, offset, ...this.#hold() };
   }
 
   close(): void {
-    if (this.#open) closeSync(this.#fd);
-    this.#open = false;
+    if (this.#closed) return;
+    this.#closed = true;
+    if (this.#readers === 0) closeSync(this.#fd);
+  }
+
+  /** Keeps the descriptor open until `release` is called; later calls of it do nothing. @throws VmcoreError READ */
+  #hold(): { release(): void } {
+    this.#checkOpen();
+    this.#readers++;
+    let held = true;
+    const release = () => {
+      if (!held) return;
+      held = false;
+      if (--this.#readers === 0 && this.#closed) closeSync(this.#fd);
+    };
+    return { release };
+  }
+
+  #checkOpen(): void {
+    if (this.#closed) throw new VmcoreError('READ', `cannot read ${this.name}: it has been closed`);
   }
 
   #readSome(offset: number, into: Uint8Array, done: number): Promise<number> {

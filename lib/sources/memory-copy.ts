@@ -9,7 +9,7 @@ import type { Guest } from '../guest.js';
 import type { Backing, DataRun, MemoryRegion } from '../physical-memory.js';
 import { formatSize } from '../sizes.js';
 import { SlabPool } from '../slab-pool.js';
-import type { Chunk } from '../stage.js';
+import { type Chunk, chunkBytes, releaseChunk } from '../stage.js';
 import { nonZeroRuns } from '../zeros.js';
 import type { FileBacking } from './file-backing.js';
 import type { SpoolFile } from './spool-file.js';
@@ -65,7 +65,7 @@ export class MemoryCopy implements Backing {
     for await (const chunk of guest.chunks({ pool: new SlabPool(SLABS) })) {
       if (signal?.aborted) throw new VmcoreError('ABORTED', `copying ${guest.name} was given up`);
       await copy.#add(chunk);
-      chunk.release?.();
+      releaseChunk(chunk);
     }
     await copy.#finish();
     return copy;
@@ -111,8 +111,10 @@ export class MemoryCopy implements Backing {
     this.#file = null;
   }
 
-  async #add({ paddr, data }: Chunk): Promise<void> {
+  async #add(chunk: Chunk): Promise<void> {
+    const data = chunkBytes(chunk);
     if (!data) return;
+    const { paddr } = chunk;
     for (const { start, end } of nonZeroRuns(data, SMALLEST_GAP))
       for (let at = start; at < end;) {
         at += this.#addRun(paddr + at, data.subarray(at, end));

@@ -8,7 +8,7 @@ import type { ChunkOptions } from '../guest.js';
 import type { PageExclusion } from '../page-exclusion.js';
 import { blockEnd, type DataRun, dataRuns, type MemoryBlock, type MemoryRegion } from '../physical-memory.js';
 import { SlabPool } from '../slab-pool.js';
-import { type Chunk, PAGE_SIZE, Source, type StageOptions } from '../stage.js';
+import { type Chunk, type DeferredChunk, PAGE_SIZE, Source, type StageOptions } from '../stage.js';
 import { intersect } from '../transforms/range-filter.js';
 
 /** Holes smaller than this are read: a system call less is worth more than some zeros. */
@@ -29,28 +29,32 @@ interface Piece {
 export class MemorySource extends Source<Chunk> {
   readonly #pool: SlabPool;
   readonly #pieces: Iterator<Piece>;
-  readonly #mayBeUnread: boolean;
+  readonly #defers: boolean;
 
   /**
    * @param regions sorted and without overlap, as PhysicalMemory has them
-   * @param options `pool`, `range` (bytes of guest physical addresses), `skip`, `unread`, `signal`
+   * @param options `pool`, `range` (bytes of guest physical addresses), `skip`, `deferred`, `signal`
    */
   constructor(regions: readonly MemoryRegion[], options: ChunkOptions & StageOptions = {}) {
     super(options);
     this.#pool = options.pool ?? new SlabPool();
     this.#pieces = pieces(regions, options, this.#pool.slabBytes);
-    this.#mayBeUnread = options.unread ?? false;
+    this.#defers = options.deferred ?? false;
   }
 
   protected override async next(): Promise<Chunk | null> {
     const { value: piece, done } = this.#pieces.next();
     if (done) return null;
-    if (piece.hole) return { paddr: piece.paddr, length: piece.length };
-    return (this.#mayBeUnread && unreadChunk(piece)) || this.#readPiece(piece);
+    if (piece.hole) return { kind: 'hole', paddr: piece.paddr, length: piece.length };
+    return (this.#defers && deferredChunk(piece)) || this.#readPiece(piece);
+  }
+
+  protected override cancel(error: Error): void {
+    this.#pool.dismiss(this, error);
   }
 
   async #readPiece({ region, paddr, length }: Piece): Promise<Chunk> {
-    const slab = await this.#pool.take();
+    const slab = await this.#pool.take(this);
     const data = slab.bytes.subarray(0, length);
     try {
       await region.backing!.read(region.offset + (paddr - region.base), data);
@@ -58,15 +62,17 @@ export class MemorySource extends Source<Chunk> {
       this.#pool.give(slab);
       throw error;
     }
-    return { paddr, length, data, release: () => this.#pool.give(slab) };
+    return { kind: 'bytes', paddr, length, data, release: () => this.#pool.give(slab) };
   }
 }
 
 /** Whole pages as a chunk that says where they are; null for others, and where the backing is no file. */
-function unreadChunk({ region: { backing, base, offset }, paddr, length }: Piece): Chunk | null {
+function deferredChunk({ region: { backing, base, offset }, paddr, length }: Piece): DeferredChunk | null {
   if (!backing?.locate || paddr % PAGE_SIZE !== 0 || length % PAGE_SIZE !== 0) return null;
   const at = offset + (paddr - base);
-  return { paddr, length, unread: { ...backing.locate(at), read: (into) => backing.read(at, into) } };
+  const { release, ...place } = backing.locate(at);
+  const read = (into: Uint8Array, from = 0) => backing.read(at + from, into);
+  return { kind: 'deferred', paddr, length, place, read, release };
 }
 
 function* pieces(

@@ -21,6 +21,7 @@ import {
 } from './elf-headers.js';
 import { openElfStream } from './elf-stream.js';
 import { QemuDump } from './qemu-dump.js';
+import { chunkBytes } from '../stage.js';
 
 /** What is read of a dump for its program headers. */
 const HEADERS_LIMIT = 32 << 20;
@@ -87,8 +88,9 @@ export async function readRange(client: QmpClient, range: MemoryBlock): Promise<
     let done = 0;
     for await (const chunk of guest.chunks()) {
       const at = chunk.paddr - range.base;
-      if (at < 0 || at + chunk.length > bytes.length || !chunk.data) break;
-      bytes.set(chunk.data, at);
+      const data = chunkBytes(chunk);
+      if (at < 0 || at + chunk.length > bytes.length || !data) break;
+      bytes.set(data, at);
       done += chunk.length;
     }
     if (done !== range.length)

@@ -7,7 +7,7 @@
 
 import { readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
 import { VmcoreError } from '../errors.js';
-import type { Backing, DataRun, FilePlace } from '../physical-memory.js';
+import type { Backing, DataRun, HeldPlace } from '../physical-memory.js';
 import { humanMonitor, QmpCommandError, type QmpClient } from '../qmp/client.js';
 import { FileBacking } from './file-backing.js';
 import { Pagemap } from './pagemap.js';
@@ -127,7 +127,7 @@ export class ProcessMemory implements Backing {
     }
   }
 
-  locate(offset: number): FilePlace {
+  locate(offset: number): HeldPlace {
     return this.#memory.locate(offset);
   }
 

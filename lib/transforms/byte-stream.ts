@@ -7,7 +7,7 @@ import { VmcoreError } from '../errors.js';
 import { type Extent, Stage } from '../stage.js';
 
 /** Zeros are passed on in pieces of this size. */
-const ZEROS = new Uint8Array(64 * 1024);
+const ZEROS = new Uint8Array(256 * 1024);
 
 /**
  * Extents in, `Uint8Array`s out; what is between extents comes out as zeros. The bytes are views of the slabs they
@@ -17,19 +17,21 @@ const ZEROS = new Uint8Array(64 * 1024);
 export class ByteStream extends Stage<Extent, Uint8Array> {
   #position = 0;
 
-  protected override transform(extent: Extent): void {
+  protected override async transform(extent: Extent): Promise<void> {
     if (extent.offset < this.#position)
       throw new VmcoreError(
         'UNSUPPORTED',
         `bytes at offset ${extent.offset} come after offset ${this.#position}; this format needs a seekable file`,
       );
-    this.#emitZeros(extent.offset - this.#position);
+    await this.#emitZeros(extent.offset - this.#position);
     if (extent.data) this.emitItem(extent.data);
-    else this.#emitZeros(extent.length);
+    else await this.#emitZeros(extent.length);
     this.#position = extent.offset + extent.length;
   }
 
-  #emitZeros(count: number): void {
-    for (let left = count; left > 0; left -= ZEROS.length) this.emitItem(ZEROS.subarray(0, left));
+  /** As many as the reader takes: a hole can be of any length. */
+  async #emitZeros(count: number): Promise<void> {
+    for (let left = count; left > 0; left -= ZEROS.length)
+      if (!this.emitItem(ZEROS.subarray(0, left))) await this.room();
   }
 }

@@ -5,7 +5,7 @@
 
 import { VmcoreError } from '../errors.js';
 import { blockEnd, describeBlock, lastIndexAtOrBelow } from '../physical-memory.js';
-import { type Chunk, type Extent, Stage, type StageOptions } from '../stage.js';
+import { type Chunk, chunkBytes, type Extent, releaseChunk, Stage, type StageOptions } from '../stage.js';
 import { type ElfLayout, encodeElfHead } from './elf-layout.js';
 
 /** Places chunks by an ELF layout. */
@@ -25,18 +25,19 @@ export class ElfFramer extends Stage<Chunk, Extent> {
   }
 
   protected override transform(chunk: Chunk): void {
-    const { length, release } = chunk;
     const parts = [...this.#partsOf(chunk)];
     const last = parts.findLastIndex(({ data }) => data);
     // Extents are taken in order: the bytes are given back with the last that has some.
+    const release = () => releaseChunk(chunk);
     parts.forEach((part, i) => this.emitItem(i === last ? { ...part, release } : part));
-    if (last < 0) release?.();
-    this.#placed += length;
+    if (last < 0) release();
+    this.#placed += chunk.length;
   }
 
   /** The chunk as extents; memory that is left out is one of no bytes. */
   *#partsOf(chunk: Chunk): Generator<Extent, undefined> {
-    const { paddr, length, data } = chunk;
+    const { paddr, length } = chunk;
+    const data = chunkBytes(chunk);
     const { blocks } = this.layout;
     const end = paddr + length;
     for (let at = paddr; at < end;) {

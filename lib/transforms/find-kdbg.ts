@@ -25,7 +25,7 @@ import {
 import type { CpuState, Guest } from '../guest.js';
 import { blockEnd, type MemoryBlock, type PhysicalMemory } from '../physical-memory.js';
 import { SlabPool } from '../slab-pool.js';
-import { PAGE_SIZE } from '../stage.js';
+import { chunkBytes, PAGE_SIZE, releaseChunk } from '../stage.js';
 import { pagingMode } from './mapping-resolver.js';
 import { VirtualMemory } from './virtual-memory.js';
 import { hasWinDmpHeader, kernelCpu, requireMemory, winDmpHeaderOf } from './win-dmp-layout.js';
@@ -154,8 +154,9 @@ function notFound({ name }: Guest, candidates: readonly Candidate[]): VmcoreErro
 async function scan(guest: Guest, signal: AbortSignal | undefined): Promise<Candidate[]> {
   const candidates: Candidate[] = [];
   const tag = Buffer.from(KDBG_TAG, 'latin1');
-  for await (const { paddr, data, release } of guest.chunks({ pool: new SlabPool(SCAN_SLABS) })) {
+  for await (const chunk of guest.chunks({ pool: new SlabPool(SCAN_SLABS) })) {
     if (signal?.aborted) throw new VmcoreError('ABORTED', 'the dump was aborted');
+    const data = chunkBytes(chunk);
     if (data) {
       const bytes = Buffer.from(data.buffer, data.byteOffset, data.byteLength);
       for (
@@ -163,11 +164,11 @@ async function scan(guest: Guest, signal: AbortSignal | undefined): Promise<Cand
         at >= 0 && candidates.length < MAX_CANDIDATES;
         at = bytes.indexOf(tag, at + 1)
       ) {
-        const candidate = candidateAt(guest.memory!, paddr + at - KDBG.OwnerTag);
+        const candidate = candidateAt(guest.memory!, chunk.paddr + at - KDBG.OwnerTag);
         if (candidate) candidates.push(candidate);
       }
     }
-    release?.();
+    releaseChunk(chunk);
   }
   return candidates;
 }

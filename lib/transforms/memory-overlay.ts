@@ -4,7 +4,7 @@
  */
 
 import { PhysicalMemory } from '../physical-memory.js';
-import { type Chunk, PAGE_SIZE, Stage, type StageOptions } from '../stage.js';
+import { type Chunk, PAGE_SIZE, releaseChunk, sliceChunk, Stage, type StageOptions } from '../stage.js';
 
 /** Whole pages that differ from the guest's, by page frame number. */
 export type OverlayPages = ReadonlyMap<number, Uint8Array>;
@@ -82,19 +82,26 @@ export class MemoryOverlay extends Stage<Chunk, Chunk> {
 
 /** The chunk in pieces: what is replaced is a copy, the rest views of its bytes. */
 function cutAround(chunk: Chunk, pfns: readonly number[], pages: OverlayPages): Chunk[] {
-  const { paddr, length, data } = chunk;
+  const { paddr, length } = chunk;
   const pieces: Chunk[] = [];
+  let kept = 0;
+  const release = releaseAfter(
+    () => releaseChunk(chunk),
+    () => kept,
+  );
   const keep = (from: number, to: number) => {
-    if (from < to)
-      pieces.push({ paddr: from, length: to - from, data: data?.subarray(from - paddr, to - paddr), release: shared });
+    if (from === to) return;
+    kept++;
+    const piece = sliceChunk(chunk, from - paddr, to - paddr);
+    pieces.push(piece.kind === 'hole' ? piece : { ...piece, release });
   };
-  const shared = chunk.release && releaseAfter(chunk.release, () => kept);
   let at = paddr;
   for (const pfn of pfns) {
     const from = Math.max(paddr, pfn * PAGE_SIZE);
     const to = Math.min(paddr + length, (pfn + 1) * PAGE_SIZE);
     keep(at, from);
     pieces.push({
+      kind: 'bytes',
       paddr: from,
       length: to - from,
       data: pages.get(pfn)!.subarray(from - pfn * PAGE_SIZE, to - pfn * PAGE_SIZE),
@@ -102,9 +109,8 @@ function cutAround(chunk: Chunk, pfns: readonly number[], pages: OverlayPages): 
     at = to;
   }
   keep(at, paddr + length);
-  const kept = pieces.filter(({ release }) => release).length;
   // All of it was replaced: nobody else will give it back.
-  if (kept === 0) chunk.release?.();
+  if (kept === 0) releaseChunk(chunk);
   return pieces;
 }
 

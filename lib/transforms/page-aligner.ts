@@ -3,7 +3,7 @@
  * of a page is zeros; two chunks that share a page become one page.
  */
 
-import { type Chunk, PAGE_SIZE, Stage } from '../stage.js';
+import { type Chunk, chunkBytes, PAGE_SIZE, releaseChunk, sliceChunk, Stage } from '../stage.js';
 
 /** A page that is being put together from the ends of chunks. */
 interface Partial {
@@ -26,8 +26,8 @@ export class PageAligner extends Stage<Chunk, Chunk> {
     // The chunk goes on behind the page that has been gathered.
     if (head < end) this.#emitPartial();
     if (tail < end) this.#gather(chunk, tail, end);
-    if (tail > head) this.emitItem(part(chunk, head, tail, chunk.release));
-    else chunk.release?.();
+    if (tail > head) this.emitItem(sliceChunk(chunk, head - chunk.paddr, tail - chunk.paddr));
+    else releaseChunk(chunk);
   }
 
   protected override flush(): void {
@@ -38,7 +38,7 @@ export class PageAligner extends Stage<Chunk, Chunk> {
   #gather(chunk: Chunk, from: number, to: number): void {
     const paddr = pageDown(from);
     this.#partial ??= { paddr, data: new Uint8Array(PAGE_SIZE), memory: 0 };
-    const bytes = chunk.data?.subarray(from - chunk.paddr, to - chunk.paddr);
+    const bytes = chunkBytes(chunk)?.subarray(from - chunk.paddr, to - chunk.paddr);
     if (bytes) this.#partial.data.set(bytes, from - paddr);
     this.#partial.memory += to - from;
   }
@@ -47,14 +47,8 @@ export class PageAligner extends Stage<Chunk, Chunk> {
     if (!this.#partial) return;
     const { paddr, data, memory } = this.#partial;
     this.#partial = null;
-    this.emitItem({ paddr, length: PAGE_SIZE, data, memory });
+    this.emitItem({ kind: 'bytes', paddr, length: PAGE_SIZE, data, memory });
   }
-}
-
-function part(chunk: Chunk, from: number, to: number, release: (() => void) | undefined): Chunk {
-  if (from === chunk.paddr && to === chunk.paddr + chunk.length) return chunk;
-  const data = chunk.data?.subarray(from - chunk.paddr, to - chunk.paddr);
-  return { paddr: from, length: to - from, data, release };
 }
 
 function pageDown(address: number): number {

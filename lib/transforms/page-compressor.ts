@@ -5,8 +5,8 @@
  * waited for before a new one is taken beyond what the encoder can have under way.
  */
 
-import { isEncodable, type PageEncoder } from '../codecs/page-encoder.js';
-import { type Chunk, PAGE_SIZE, type PageBatch, Stage, type StageOptions } from '../stage.js';
+import type { PageEncoder } from '../codecs/page-encoder.js';
+import { type Chunk, PAGE_SIZE, type PageBatch, releaseItem, Stage, type StageOptions } from '../stage.js';
 
 /** Pages of memory by what became of them. */
 export interface PageCounts {
@@ -40,20 +40,23 @@ export class PageCompressor extends Stage<Chunk, PageBatch> {
     void this.encoder.close();
   }
 
+  protected override cancel(error: Error): void {
+    this.encoder.cancel(error);
+  }
+
   protected override async close(): Promise<void> {
     await this.encoder.close();
+    const left = await Promise.allSettled(this.#underWay.splice(0));
+    for (const batch of left) if (batch.status === 'fulfilled') releaseItem(batch.value);
   }
 
   #encode(chunk: Chunk): Promise<PageBatch> {
-    const { paddr, length, memory, release } = chunk;
-    if (isEncodable(chunk)) {
-      const batch = this.encoder.encode(chunk);
-      // Whoever waits for an older batch must not miss that this one failed meanwhile.
-      batch.catch(() => {});
-      return batch;
-    }
-    release?.();
-    return Promise.resolve({ paddr, count: length / PAGE_SIZE, memory: memory ?? length });
+    const { paddr, length, memory } = chunk;
+    if (chunk.kind === 'hole') return Promise.resolve({ paddr, count: length / PAGE_SIZE, memory: memory ?? length });
+    const batch = this.encoder.encode(chunk);
+    // Whoever waits for an older batch must not miss that this one failed meanwhile.
+    batch.catch(() => {});
+    return batch;
   }
 
   async #emitOldest(): Promise<void> {

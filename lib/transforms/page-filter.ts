@@ -7,7 +7,7 @@
  */
 
 import type { PageExclusion } from '../page-exclusion.js';
-import { type Chunk, PAGE_SIZE, Stage, type StageOptions } from '../stage.js';
+import { type Chunk, chunkBytes, type HoleChunk, PAGE_SIZE, releaseChunk, Stage, type StageOptions } from '../stage.js';
 
 /** Blanks the pages that are left out. */
 export class PageFilter extends Stage<Chunk, Chunk> {
@@ -23,27 +23,31 @@ export class PageFilter extends Stage<Chunk, Chunk> {
     const from = Math.floor(paddr / PAGE_SIZE);
     const to = Math.ceil((paddr + length) / PAGE_SIZE);
     const first = this.exclusion.next(from, to, true);
-    if (!chunk.data || first === to) this.emitItem(chunk);
+    if (chunk.kind === 'hole' || first === to) this.emitItem(chunk);
     else if (first === from && this.exclusion.next(from, to, false) === to) this.emitItem(asHole(chunk));
-    else this.emitItem(this.#blank(chunk, chunk.data, first, to));
+    else this.emitItem(this.#blank(chunk, chunkBytes(chunk)!, first, to));
   }
 
   /** The chunk with zeros for what is left out of the pages [from, to). */
   #blank(chunk: Chunk, data: Uint8Array, from: number, to: number): Chunk {
     // Bytes that nobody waits to get back may be the guest's own.
-    const bytes = chunk.release ? data : data.slice();
+    const isLent = chunk.kind === 'bytes' && chunk.release !== undefined;
+    const bytes = isLent ? data : data.slice();
     for (const { start, end } of this.exclusion.runs(from, to, true))
       bytes.fill(
         0,
         Math.max(0, start * PAGE_SIZE - chunk.paddr),
         Math.min(chunk.length, end * PAGE_SIZE - chunk.paddr),
       );
-    return bytes === data ? chunk : { ...chunk, data: bytes };
+    return isLent
+      ? chunk
+      : { kind: 'bytes', paddr: chunk.paddr, length: chunk.length, memory: chunk.memory, data: bytes };
   }
 }
 
 /** A chunk of which nothing is left, and its bytes given back. */
-function asHole({ paddr, length, memory, release }: Chunk): Chunk {
-  release?.();
-  return { paddr, length, memory };
+function asHole(chunk: Chunk): HoleChunk {
+  const { paddr, length, memory } = chunk;
+  releaseChunk(chunk);
+  return { kind: 'hole', paddr, length, memory };
 }

@@ -5,7 +5,7 @@
 
 import { VmcoreError } from '../errors.js';
 import { blockEnd, describeBlock, type MemoryBlock } from '../physical-memory.js';
-import { type Chunk, Stage, type StageOptions } from '../stage.js';
+import { type Chunk, releaseChunk, sliceChunk, Stage, type StageOptions } from '../stage.js';
 
 /** The part of a block that lies in a range, or null. Without a range, all of it. */
 export function intersect(block: MemoryBlock, range: MemoryBlock | undefined): MemoryBlock | null {
@@ -35,16 +35,11 @@ export function blocksInRange(blocks: readonly MemoryBlock[], range: MemoryBlock
 export function clipChunk(chunk: Chunk, range: MemoryBlock): Chunk | null {
   const part = intersect({ base: chunk.paddr, length: chunk.length }, range);
   if (!part) {
-    chunk.release?.();
+    releaseChunk(chunk);
     return null;
   }
   const start = part.base - chunk.paddr;
-  return {
-    paddr: part.base,
-    length: part.length,
-    data: chunk.data?.subarray(start, start + part.length),
-    release: chunk.release,
-  };
+  return sliceChunk(chunk, start, start + part.length);
 }
 
 /** Chunks in, the parts of them that lie in the range out. */

@@ -10,8 +10,8 @@ export class Tally extends Stage<Chunk, Chunk> {
   holeBytes = 0;
 
   protected override transform(chunk: Chunk): void {
-    if (chunk.data || chunk.unread) this.dataBytes += chunk.length;
-    else this.holeBytes += chunk.length;
+    if (chunk.kind === 'hole') this.holeBytes += chunk.length;
+    else this.dataBytes += chunk.length;
     this.emitItem(chunk);
   }
 }

@@ -5,7 +5,7 @@
 
 import { VmcoreError } from '../errors.js';
 import { blockEnd, describeBlock } from '../physical-memory.js';
-import { type Chunk, type Extent, Stage, type StageOptions } from '../stage.js';
+import { type Chunk, chunkBytes, type Extent, releaseChunk, Stage, type StageOptions } from '../stage.js';
 import type { WinDmpLayout } from './win-dmp-layout.js';
 
 /** Places the runs of a win-dmp layout; see runChunks for a source of them. */
@@ -28,14 +28,16 @@ export class WinDmpFramer extends Stage<Chunk, Extent> {
     this.emitItem({ offset: 0, length: header.length, data: header, memory: header.length });
   }
 
-  protected override transform({ paddr, length, data, release }: Chunk): void {
+  protected override transform(chunk: Chunk): void {
+    const { paddr, length } = chunk;
+    const data = chunkBytes(chunk) ?? undefined;
     const run = this.layout.runs[this.#run];
     if (!run || paddr !== run.base + this.#done || paddr + length > blockEnd(run))
       throw new VmcoreError(
         'BAD_INPUT',
         `memory ${describeBlock({ base: paddr, length })} came, but ${run ? `0x${(run.base + this.#done).toString(16)} is next` : 'all runs have come'}`,
       );
-    this.emitItem({ offset: this.#offset, length, data, memory: length, release });
+    this.emitItem({ offset: this.#offset, length, data, memory: length, release: () => releaseChunk(chunk) });
     this.#offset += length;
     this.#done += length;
     if (this.#done < run.length) return;

@@ -11,7 +11,7 @@ const PAGES = 4;
 async function encoded(fill: number) {
   const encoder = await KernelEncoder.open('lzo', { threads: 1 });
   const data = new Uint8Array(new SharedArrayBuffer(PAGES * PAGE_SIZE)).fill(fill);
-  const batch = await encoder.encode({ paddr: 0, length: data.length, data });
+  const batch = await encoder.encode({ kind: 'bytes', paddr: 0, length: data.length, data });
   await encoder.close();
   return batch;
 }

@@ -10,10 +10,11 @@ import {
 } from '../../lib/formats/kdump.js';
 import type { Guest } from '../../lib/guest.js';
 import { planKdump } from '../../lib/transforms/kdump-layout.js';
+import { plainly } from '../plain-chunk.js';
 
 /** Where two guests' memory differs first; null when it does not. What both say is a hole is not looked at. */
 export async function firstDifference(a: Guest, b: Guest): Promise<number | null> {
-  for await (const { paddr, length, data, release } of a.chunks()) {
+  for await (const { paddr, length, data, release } of plainly(a.chunks())) {
     const other = Buffer.alloc(data ? length : 0);
     if (data) b.memory!.read(paddr, other);
     const differs = data && Buffer.compare(other, data) !== 0;

@@ -19,6 +19,7 @@ import { openGuest } from '../../lib/sources/open.js';
 import { bitRuns } from '../../lib/sources/page-bitmap.js';
 import { type GuestName, missingTools, oracleGuest } from '../guests/oracle.js';
 import { CLI, needsPython, needsTools, PYTHON, skipUnless } from '../tools.js';
+import { plainly } from '../plain-chunk.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'vmcore-exclude-'));
 t.teardown(() => rmSync(folder, { recursive: true, force: true }));
@@ -230,7 +231,7 @@ t.test('segments are those of makedumpfile -E', { skip: noGuests('linux-1cpu') |
 
 /** Where one guest's memory is not in another; null when it is. */
 async function firstDifference(from: Guest, inside: Guest): Promise<number | null> {
-  for await (const { paddr, length, data, release } of from.chunks()) {
+  for await (const { paddr, length, data, release } of plainly(from.chunks())) {
     const other = Buffer.alloc(data ? length : 0);
     if (data) inside.memory!.read(paddr, other);
     const differs = data && Buffer.compare(other, data) !== 0;

@@ -5,6 +5,7 @@ import { findVmcoreinfo, vmcoreinfoFacts } from '../../lib/formats/vmcoreinfo.js
 import { type Guest, pagingEnabled } from '../../lib/guest.js';
 import { blockEnd } from '../../lib/physical-memory.js';
 import { demoGuest } from '../../lib/sources/demo.js';
+import { plainly } from '../plain-chunk.js';
 
 const MIB = 2 ** 20;
 const GIB = 2 ** 30;
@@ -51,7 +52,7 @@ t.test('it is a PC with memory around its holes', async (t) => {
 t.test('it is the same each time, to the byte', async (t) => {
   const digest = async () => {
     const hash = createHash('sha256');
-    for await (const { length, data, release } of demoGuest({ memory: 64 * MIB }).chunks()) {
+    for await (const { length, data, release } of plainly(demoGuest({ memory: 64 * MIB }).chunks())) {
       hash.update(data ?? Buffer.alloc(length));
       release?.();
     }
@@ -65,7 +66,7 @@ t.test('random access and the stream have the same bytes', async (t) => {
   const guest = demoGuest({ memory: 64 * MIB });
   let bytes = 0;
   let zeros = 0;
-  for await (const { paddr, length, data, release } of guest.chunks()) {
+  for await (const { paddr, length, data, release } of plainly(guest.chunks())) {
     const expected = read(guest, paddr, length);
     if (!expected.equals(data ?? Buffer.alloc(length))) t.fail(`bytes at 0x${paddr.toString(16)}`);
     if (!data) zeros += length;

@@ -8,6 +8,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import type { Guest } from '../../lib/guest.js';
 import type { Chunk } from '../../lib/stage.js';
+import { plainly } from '../plain-chunk.js';
 
 /** A program header; fields default to 0, `type` to PT_LOAD, `memsz` to `filesz`. */
 export interface Segment {
@@ -181,7 +182,7 @@ export interface PlainChunk {
 /** All chunks of a guest, copied, and their slabs given back. */
 export async function collect(chunks: AsyncIterable<Chunk>): Promise<PlainChunk[]> {
   const all: PlainChunk[] = [];
-  for await (const { paddr, length, data, release } of chunks) {
+  for await (const { paddr, length, data, release } of plainly(chunks)) {
     all.push({ paddr, length, data: data ? Buffer.from(data).toString('hex') : null });
     release?.();
   }

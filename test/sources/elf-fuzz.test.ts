@@ -11,6 +11,7 @@ import { openElfCore } from '../../lib/sources/elf-core.js';
 import { DEFAULT_ELF_LIMITS } from '../../lib/sources/elf-headers.js';
 import { openElfStream } from '../../lib/sources/elf-stream.js';
 import { inChunks, Scratch, smallCore } from './elf-fixtures.js';
+import { plainly } from '../plain-chunk.js';
 
 const scratch = new Scratch();
 
@@ -61,7 +62,7 @@ async function describe(guest: Guest): Promise<string> {
   const notes = guest.notes.map(({ name, desc }) => `${name} ${desc.length}`);
   const blocks = guest.blocks.map(({ base, length }) => `${base}+${length}`);
   const chunks: string[] = [];
-  for await (const { paddr, length, data, release } of guest.chunks()) {
+  for await (const { paddr, length, data, release } of plainly(guest.chunks())) {
     chunks.push(`${paddr}+${length} ${data ? Buffer.from(data).toString('hex') : 'zeros'}`);
     release?.();
   }

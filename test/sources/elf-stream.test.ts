@@ -8,6 +8,7 @@ import { VmcoreError } from '../../lib/errors.js';
 import type { Guest } from '../../lib/guest.js';
 import { SlabPool } from '../../lib/slab-pool.js';
 import { openElfCore } from '../../lib/sources/elf-core.js';
+import { releaseChunk } from '../../lib/stage.js';
 import { openElfStream } from '../../lib/sources/elf-stream.js';
 import {
   collect,
@@ -190,7 +191,7 @@ t.test('an iterable is told when nobody reads it any more', async (t) => {
   t.equal(returned, 2, 'closed');
   const chunks = (await openElfStream(source(smallCore()), 'core')).chunks();
   for await (const chunk of chunks) {
-    chunk.release?.();
+    releaseChunk(chunk);
     break;
   }
   t.equal(returned, 3, 'left in the middle');
@@ -211,7 +212,7 @@ t.test('a guest of 512 MiB takes four slabs', async (t) => {
   for await (const chunk of guest.chunks({ pool })) {
     bytes += chunk.length;
     peak = Math.max(peak, process.memoryUsage.rss());
-    chunk.release?.();
+    releaseChunk(chunk);
   }
   t.equal(bytes, total);
   t.ok(peak - before < 64 << 20, `grew by ${(peak - before) >> 20} MiB`);

@@ -1,4 +1,4 @@
-import { closeSync, ftruncateSync, openSync, statSync, truncateSync, writeSync } from 'node:fs';
+import { closeSync, fstatSync, ftruncateSync, openSync, readSync, statSync, truncateSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
 import { libc } from '../../lib/libc.js';
@@ -63,4 +63,40 @@ t.test('the end of the file is told, with the numbers', async (t) => {
   await t.rejects(backing.read(8 * MIB - 10, new Uint8Array(20)), error);
   backing.close();
   t.throws(() => FileBacking.open(join(t.testdir({}), 'none')), { code: 'READ', message: /no such file or directory/ });
+});
+
+t.test('what has been closed is not read, whatever file has its descriptor by then', async (t) => {
+  const folder = t.testdir({ ours: 'ours', other: 'other' });
+  const backing = FileBacking.open(join(folder, 'ours'));
+  backing.close();
+  const other = FileBacking.open(join(folder, 'other'));
+  const into = new Uint8Array(4);
+  const closed = { code: 'READ', message: /ours: it has been closed/ };
+  await t.rejects(backing.read(0, into), closed);
+  t.throws(() => backing.readSync(0, into), closed);
+  t.throws(() => backing.nextData(0, 4), closed);
+  t.throws(() => backing.locate(0), closed);
+  backing.close();
+  other.readSync(0, into);
+  t.equal(Buffer.from(into).toString(), 'othe');
+  other.close();
+});
+
+t.test('a file stays open while it is read, and while a place in it is held', async (t) => {
+  const folder = t.testdir({ ours: 'ours', other: 'other' });
+  const backing = FileBacking.open(join(folder, 'ours'));
+  const place = backing.locate(0);
+  const into = new Uint8Array(4);
+  const reading = backing.read(0, into);
+  backing.close();
+  const other = openSync(join(folder, 'other'), 'r');
+  t.not(other, place.fd, 'the descriptor is still taken');
+  await reading;
+  t.equal(Buffer.from(into).toString(), 'ours');
+  readSync(place.fd, into, 0, 4, 0);
+  t.equal(Buffer.from(into).toString(), 'ours');
+  place.release();
+  place.release();
+  t.throws(() => fstatSync(place.fd), { code: 'EBADF' });
+  closeSync(other);
 });

@@ -15,6 +15,7 @@ import { MemoryGuest } from '../../lib/sources/memory-guest.js';
 import { KDUMP_CODECS, type KdumpLayout, planKdump } from '../../lib/transforms/kdump-layout.js';
 import { BufferBacking, patternGuest } from '../guest-fixture.js';
 import { kdumpBytes } from '../kdump-fixture.js';
+import { plainly } from '../plain-chunk.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'vmcore-kdump-'));
 t.teardown(() => rmSync(folder, { recursive: true, force: true }));
@@ -29,7 +30,7 @@ async function openBytes(bytes: Uint8Array, limits = DEFAULT_KDUMP_LIMITS) {
 /** All of a guest's memory by streaming. */
 async function streamed(guest: Guest): Promise<Buffer> {
   const parts: Uint8Array[] = [];
-  for await (const { length, data, release } of guest.chunks()) {
+  for await (const { length, data, release } of plainly(guest.chunks())) {
     parts.push(data ? Uint8Array.from(data) : new Uint8Array(length));
     release?.();
   }
@@ -116,7 +117,7 @@ t.test('runs of zero pages are told as holes', async (t) => {
   t.equal(backing!.nextData!(101 * 4096, 301 * 4096), null);
   t.strictSame(backing!.nextData!(100 * 4096 + 5, 100 * 4096 + 9), { start: 100 * 4096 + 5, end: 100 * 4096 + 9 });
   let read = 0;
-  for await (const { data } of guest.chunks()) read += data?.length ?? 0;
+  for await (const { data } of plainly(guest.chunks())) read += data?.length ?? 0;
   t.equal(read, 4096);
   guest.close();
 });

@@ -6,7 +6,7 @@ import type { MemoryRegion } from '../../lib/physical-memory.js';
 import { SlabPool } from '../../lib/slab-pool.js';
 import { FileBacking } from '../../lib/sources/file-backing.js';
 import { MemorySource } from '../../lib/sources/memory-source.js';
-import type { Chunk } from '../../lib/stage.js';
+import { type Chunk, chunkBytes, type DeferredChunk, releaseChunk } from '../../lib/stage.js';
 import { exclusionOf } from '../exclusion-fixture.js';
 import { addressPattern, BufferBacking } from '../guest-fixture.js';
 
@@ -22,7 +22,7 @@ t.test('holes that the backing knows of are passed on unread', async (t) => {
   const backing = new BufferBacking(new Uint8Array(1024 * K).fill(7), [{ start: 512 * K + 5, end: 512 * K + 6 }]);
   const chunks = await collect(new MemorySource([{ base: 0, length: 1024 * K, backing, offset: 0 }]));
   t.same(
-    chunks.map(({ paddr, length, data }) => [paddr, length, data !== undefined]),
+    chunks.map(({ kind, paddr, length }) => [paddr, length, kind === 'bytes']),
     [
       [0, 512 * K, false],
       [512 * K, 4 * K, true],
@@ -33,7 +33,7 @@ t.test('holes that the backing knows of are passed on unread', async (t) => {
 
 t.test('a region without a backing is one hole, and a terabyte of it costs nothing', async (t) => {
   const chunks = await collect(new MemorySource([{ base: 0x1000, length: 2 ** 40, backing: null, offset: 0 }]));
-  t.ok(chunks.every((chunk) => chunk.data === undefined));
+  t.ok(chunks.every((chunk) => chunk.kind === 'hole'));
   t.equal(
     chunks.reduce((sum, chunk) => sum + chunk.length, 0),
     2 ** 40,
@@ -51,9 +51,9 @@ t.test('chunks stay aligned to pages whatever the bases, and never cross a regio
   const regions = [region(0x800, 300 * K), region(0x800 + 300 * K, 100 * K)];
   const seen: [number, number][] = [];
   for await (const chunk of new MemorySource(regions, { pool })) {
-    t.same(chunk.data, addressPattern(chunk.length, chunk.paddr));
+    t.same(chunkBytes(chunk), addressPattern(chunk.length, chunk.paddr));
     seen.push([chunk.paddr, chunk.length]);
-    chunk.release?.();
+    releaseChunk(chunk);
   }
   t.ok(seen.slice(1, 4).every(([paddr]) => paddr % (64 * K) === 0));
   t.ok(
@@ -72,9 +72,14 @@ t.test('whole pages of a file come unread to whoever asks for that, and what els
     { base: 0x8000_0000, length: 6 * K, backing: inFile, offset: 512 },
     { base: 0x9000_0000, length: 8 * K, backing: new BufferBacking(addressPattern(8 * K)), offset: 0 },
   ];
-  const chunks = await collect(new MemorySource(regions, { unread: true, pool: new SlabPool(8, 64 * K) }));
+  const chunks = await collect(new MemorySource(regions, { deferred: true, pool: new SlabPool(8, 64 * K) }));
   t.same(
-    chunks.map(({ paddr, length, unread, data }) => [paddr, length, unread?.offset, data !== undefined]),
+    chunks.map((chunk) => [
+      chunk.paddr,
+      chunk.length,
+      chunk.kind === 'deferred' ? chunk.place.offset : undefined,
+      chunk.kind === 'bytes',
+    ]),
     [
       [0, 64 * K, 200 * K, false],
       [64 * K, 36 * K, 264 * K, false],
@@ -83,7 +88,8 @@ t.test('whole pages of a file come unread to whoever asks for that, and what els
     ],
   );
   const bytes = new Uint8Array(36 * K);
-  await chunks[1]!.unread!.read(bytes);
+  const deferred = chunks[1] as DeferredChunk;
+  await deferred.read(bytes);
   t.same(bytes, addressPattern(36 * K, 264 * K));
 });
 
@@ -107,7 +113,7 @@ t.test('long runs of pages that are to be skipped are holes, short ones are read
   const region = { base: 0, length: 1024 * K, backing, offset: 0 };
   const chunks = await collect(new MemorySource([region], { skip }));
   t.same(
-    chunks.map(({ paddr, length, data }) => [paddr / K, length / K, data !== undefined]),
+    chunks.map(({ kind, paddr, length }) => [paddr / K, length / K, kind === 'bytes']),
     [
       [0, 128, true],
       [128, 128, false],
@@ -127,8 +133,8 @@ t.test('a source that has read on for long passes on what it has, and looks no f
   };
   const backing = { name: 'sieve', nextData, readSync() {}, read: () => Promise.resolve(), close() {} };
   const source = new MemorySource([{ base: 0, length: 2 ** 40, backing, offset: 0 }], { pool: new SlabPool(1) });
-  for await (const { release } of source) {
-    release?.();
+  for await (const chunk of source) {
+    releaseChunk(chunk);
     break;
   }
   t.ok(looked > 0 && looked <= 2 ** 27, `looked ${looked / K} KiB far`);
@@ -158,7 +164,7 @@ t.test('property: all bytes of a range come, once and in order', async () => {
       let expected = Math.max(base, begin);
       for (const chunk of await collect(new MemorySource([region], { range, pool: new SlabPool(100, 64 * K) }))) {
         if (chunk.paddr !== expected) return false;
-        const bytes = chunk.data ?? new Uint8Array(chunk.length);
+        const bytes = chunkBytes(chunk) ?? new Uint8Array(chunk.length);
         const want = flat.subarray(chunk.paddr - base, chunk.paddr - base + chunk.length);
         if (Buffer.compare(bytes, want) !== 0) return false;
         expected += chunk.length;

@@ -117,7 +117,7 @@ t.test('a chunk over several segments is cut, and given back once, with its last
   const release = () => {
     released++;
   };
-  const chunk: Chunk = { paddr: 0, length: data.length, data, release };
+  const chunk: Chunk = { kind: 'bytes', paddr: 0, length: data.length, data, release };
   const sink = await frame([chunk], layout);
   t.equal(released, 1);
   t.equal(sink.memory, layout.memoryBytes);
@@ -128,10 +128,18 @@ t.test('a chunk over several segments is cut, and given back once, with its last
   ];
   t.equal(Buffer.compare(sink.bytes.subarray(layout.memoryOffset), Buffer.concat(kept)), 0);
 
-  const gone: Chunk = { paddr: 10 * PAGE_SIZE, length: PAGE_SIZE, data: data.subarray(0, PAGE_SIZE), release };
+  const gone: Chunk = {
+    kind: 'bytes',
+    paddr: 10 * PAGE_SIZE,
+    length: PAGE_SIZE,
+    data: data.subarray(0, PAGE_SIZE),
+    release,
+  };
   await t.rejects(frame([gone], layout), { code: 'TRUNCATED' }, 'all of the memory has to come');
   t.equal(released, 2, 'bytes that nobody takes go back, too');
-  await t.rejects(frame([{ paddr: 999 * PAGE_SIZE, length: 2 * PAGE_SIZE }], layout), { code: 'BAD_INPUT' });
+  await t.rejects(frame([{ kind: 'hole', paddr: 999 * PAGE_SIZE, length: 2 * PAGE_SIZE }], layout), {
+    code: 'BAD_INPUT',
+  });
 });
 
 /** What a guest's memory looks like to who opens a file. */

@@ -5,6 +5,7 @@ import { PhysicalMemory } from '../../lib/physical-memory.js';
 import type { Chunk } from '../../lib/stage.js';
 import { MemoryOverlay, OverlaidMemory } from '../../lib/transforms/memory-overlay.js';
 import { addressPattern, BufferBacking } from '../guest-fixture.js';
+import { chunkOf, plain } from '../plain-chunk.js';
 
 async function through(chunks: readonly Chunk[], pages: ReadonlyMap<number, Uint8Array>): Promise<Chunk[]> {
   const out: Chunk[] = [];
@@ -33,25 +34,25 @@ t.test('replaced pages, whatever the chunks; bytes are given back once, when the
       const chunks = ends.map((end, i): Chunk => {
         const paddr = i === 0 ? 0 : ends[i - 1]!;
         const length = end - paddr;
-        if ((holes >> i) & 1) return { paddr, length };
+        if ((holes >> i) & 1) return chunkOf({ paddr, length });
         const release = () => released.set(paddr, (released.get(paddr) ?? 0) + 1);
-        return { paddr, length, data: bytes.subarray(paddr, end), release };
+        return chunkOf({ paddr, length, data: bytes.subarray(paddr, end), release });
       });
       const out = await through(chunks, pages);
-      t.equal(released.size, chunks.filter(({ release, ...chunk }) => release && allReplaced(chunk, pages)).length);
+      t.equal(released.size, chunks.filter((chunk) => chunk.kind === 'bytes' && allReplaced(chunk, pages)).length);
 
       const expected = Uint8Array.from(bytes);
-      for (const { paddr, length, data } of chunks) if (!data) expected.fill(0, paddr, paddr + length);
+      for (const { kind, paddr, length } of chunks) if (kind === 'hole') expected.fill(0, paddr, paddr + length);
       for (const [pfn, page] of pages) if (pfn < 16) expected.set(page, pfn * 4096);
       let at = 0;
-      for (const { paddr, length, data } of out) {
+      for (const { paddr, length, data } of out.map(plain)) {
         t.equal(paddr, at);
         t.equal(Buffer.compare(data ?? new Uint8Array(length), expected.subarray(at, at + length)), 0);
         at += length;
       }
       t.equal(at, bytes.length);
-      for (const { release } of out) release?.();
-      for (const { paddr, release } of chunks) t.equal(released.get(paddr), release && 1);
+      for (const { release } of out.map(plain)) release();
+      for (const { kind, paddr } of chunks) t.equal(released.get(paddr), kind === 'bytes' ? 1 : undefined);
     }),
     { numRuns: 100 },
   );

@@ -12,6 +12,7 @@ import { PortableEncoder } from '../../lib/codecs/portable-encoder.js';
 import { FileBacking } from '../../lib/sources/file-backing.js';
 import { type Chunk, PAGE_COMPRESSED, PAGE_SIZE, PAGE_STORED, PAGE_ZERO, type PageBatch } from '../../lib/stage.js';
 import { PageCompressor } from '../../lib/transforms/page-compressor.js';
+import { chunkOf } from '../plain-chunk.js';
 
 const CODECS = ['zlib', 'lzo', 'snappy'] as const;
 
@@ -97,7 +98,7 @@ function chunksOf(): { chunks: Chunk[]; memory: Buffer } {
     const length = (hole ? 40 : count) * PAGE_SIZE;
     const data = hole ? undefined : pages(count, i + 1);
     parts.push(data ?? new Uint8Array(length));
-    const chunk = { paddr, length, data };
+    const chunk = chunkOf({ paddr, length, data });
     paddr += length;
     return chunk;
   });
@@ -138,6 +139,7 @@ t.test('slabs of the encoder are used where they are, and come back', async (t) 
     seen.add(slab.bytes.byteOffset);
     slab.bytes.set(pages(16, round + 1));
     const batch = await encoder.encode({
+      kind: 'bytes',
       paddr: round * 16 * PAGE_SIZE,
       length: 16 * PAGE_SIZE,
       data: slab.bytes.subarray(0, 16 * PAGE_SIZE),
@@ -150,7 +152,7 @@ t.test('slabs of the encoder are used where they are, and come back', async (t) 
 });
 
 /** Pages in a file, as chunks that say where they are. */
-function unreadChunks(
+function deferredChunks(
   t: Test,
   { chunks, memory }: ReturnType<typeof chunksOf>,
 ): { backing: FileBacking; chunks: Chunk[] } {
@@ -158,39 +160,42 @@ function unreadChunks(
   writeFileSync(file, memory);
   const backing = FileBacking.open(file);
   t.teardown(() => backing.close());
-  const unread = ({ paddr, length, data }: Chunk): Chunk => {
-    if (!data) return { paddr, length };
-    return { paddr, length, unread: { ...backing.locate(paddr), read: (into) => backing.read(paddr, into) } };
+  const deferred = (chunk: Chunk): Chunk => {
+    if (chunk.kind !== 'bytes') return chunk;
+    const { paddr, length } = chunk;
+    const { release, ...place } = backing.locate(paddr);
+    const read = (into: Uint8Array, from = 0) => backing.read(paddr + from, into);
+    return { kind: 'deferred', paddr, length, place, read, release };
   };
-  return { backing, chunks: chunks.map(unread) };
+  return { backing, chunks: chunks.map(deferred) };
 }
 
 t.test('chunks that are still in a file make the same batches as those that were read', async (t) => {
   const made = chunksOf();
-  const { chunks } = unreadChunks(t, made);
+  const { chunks } = deferredChunks(t, made);
   for (const codec of CODECS) {
     const read = await compress(codec, await KernelEncoder.open(codec, { threads: 2 }), made.chunks);
-    const unread = await compress(codec, await KernelEncoder.open(codec, { threads: 2 }), chunks);
-    t.same(unread.batches, read.batches, codec);
-    t.ok(unread.memory.equals(made.memory));
+    const deferred = await compress(codec, await KernelEncoder.open(codec, { threads: 2 }), chunks);
+    t.same(deferred.batches, read.batches, codec);
+    t.ok(deferred.memory.equals(made.memory));
   }
 });
 
 t.test('what a thread cannot read is read here, or the reason is told', async (t) => {
   const made = chunksOf();
-  const { backing, chunks } = unreadChunks(t, made);
+  const { backing, chunks } = deferredChunks(t, made);
   let asked = 0;
   const elsewhere = chunks.map((chunk): Chunk => {
-    if (!chunk.unread) return chunk;
+    if (chunk.kind !== 'deferred') return chunk;
     const read = (into: Uint8Array) => {
       asked++;
       return backing.read(chunk.paddr, into);
     };
-    return { ...chunk, unread: { fd: -1, offset: 0, read } };
+    return { ...chunk, place: { fd: -1, offset: 0 }, read };
   });
   const { memory } = await compress('lzo', await KernelEncoder.open('lzo', { threads: 2 }), elsewhere);
   t.ok(memory.equals(made.memory), 'read all the same');
-  t.equal(asked, elsewhere.filter(({ unread }) => unread).length);
+  t.equal(asked, elsewhere.filter(({ kind }) => kind === 'deferred').length);
 
   truncateSync(backing.name, PAGE_SIZE);
   await t.rejects(compress('lzo', await KernelEncoder.open('lzo', { threads: 2 }), chunks), {
@@ -205,9 +210,9 @@ t.test('LZO and Snappy: level 2 is smaller', async (t) => {
     const size = async (level: number) => {
       const encoder = await KernelEncoder.open(codec, { threads: 1, level });
       let bytes = 0;
-      for (const { paddr, length, data } of chunks) {
-        if (!data) continue;
-        const batch = await encoder.encode({ paddr, length, data });
+      for (const chunk of chunks) {
+        if (chunk.kind === 'hole') continue;
+        const batch = await encoder.encode(chunk);
         bytes += batch.data?.length ?? 0;
         batch.release?.();
       }
@@ -220,7 +225,7 @@ t.test('LZO and Snappy: level 2 is smaller', async (t) => {
 
 t.test('a thread that dies fails the batches that it had', async (t) => {
   const encoder = await KernelEncoder.open('zlib', { threads: 1 });
-  const batch = encoder.encode({ paddr: 0, length: 256 * PAGE_SIZE, data: pages(256, 1) });
+  const batch = encoder.encode({ kind: 'bytes', paddr: 0, length: 256 * PAGE_SIZE, data: pages(256, 1) });
   await encoder.close();
   await t.rejects(batch, { code: 'LIMIT', message: /compressor thread stopped/ });
 });

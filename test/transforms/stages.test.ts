@@ -10,6 +10,7 @@ import { planElf } from '../../lib/transforms/elf-layout.js';
 import { RangeFilter } from '../../lib/transforms/range-filter.js';
 import { Tally } from '../../lib/transforms/tally.js';
 import { patternGuest } from '../guest-fixture.js';
+import { plain } from '../plain-chunk.js';
 
 async function through<I, O>(items: readonly I[], stage: Stage<I, O>): Promise<O[]> {
   const out: O[] = [];
@@ -31,17 +32,18 @@ const data = (length: number, fill = 1) => new Uint8Array(length).fill(fill);
 t.test('range filter: passes what is inside, cuts what crosses, gives back what is outside', async (t) => {
   const released: number[] = [];
   const chunk = (paddr: number, length: number): Chunk => ({
+    kind: 'bytes',
     paddr,
     length,
     data: data(length, paddr / 100),
     release: () => void released.push(paddr),
   });
   const out = await through(
-    [chunk(0, 100), chunk(100, 100), { paddr: 200, length: 1000 }, chunk(1200, 100), chunk(1300, 100)],
+    [chunk(0, 100), chunk(100, 100), { kind: 'hole', paddr: 200, length: 1000 }, chunk(1200, 100), chunk(1300, 100)],
     new RangeFilter({ base: 150, length: 1100 }),
   );
   t.same(
-    out.map(({ paddr, length, data }) => [paddr, length, data?.length]),
+    out.map(plain).map(({ paddr, length, data }) => [paddr, length, data?.length]),
     [
       [150, 50, 50],
       [200, 1000, undefined],
@@ -54,11 +56,11 @@ t.test('range filter: passes what is inside, cuts what crosses, gives back what 
 t.test('ELF framer: memory that is missing, or that nobody planned for, fails', async (t) => {
   const guest = patternGuest([{ base: 0, length: 8192 }]);
   const layout = planElf(guest);
-  await t.rejects(through([{ paddr: 0, length: 4096 }], new ElfFramer(layout)), {
+  await t.rejects(through([{ kind: 'hole', paddr: 0, length: 4096 }], new ElfFramer(layout)), {
     code: 'TRUNCATED',
     message: 'the source gave 4096 of 8192 bytes of guest memory',
   });
-  await t.rejects(through([{ paddr: 4096, length: 8192 }], new ElfFramer(layout)), {
+  await t.rejects(through([{ kind: 'hole', paddr: 4096, length: 8192 }], new ElfFramer(layout)), {
     code: 'BAD_INPUT',
     message: /0x1000\+0x2000.*no block/,
   });
@@ -91,10 +93,10 @@ t.test("a vmcore through Node's own pipeline", async (t) => {
 
 t.test('tally: counts what was read and what was not', async (t) => {
   const tally = new Tally();
-  await through(
+  await through<Chunk, Chunk>(
     [
-      { paddr: 0, length: 10, data: data(10) },
-      { paddr: 10, length: 5 },
+      { kind: 'bytes', paddr: 0, length: 10, data: data(10) },
+      { kind: 'hole', paddr: 10, length: 5 },
     ],
     tally,
   );
