@@ -7,10 +7,16 @@ export const ACCESS_MODE = constants.O_RDONLY | constants.O_WRONLY | constants.O
 
 /** Flags that a descriptor was opened with (fcntl(F_GETFL) by way of /proc); 0 where nobody can tell. */
 export function openFlags(fd: number): number {
+  return Number.parseInt(descriptorInfo(fd, 'flags') ?? '0', 8);
+}
+
+/** A number of what the kernel tells of a descriptor (/proc/self/fdinfo), as it is written; null where it does not. */
+export function descriptorInfo(fd: number, name: 'flags' | 'mnt_id'): string | null {
   try {
-    const flags = /^flags:\s*([0-7]+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, 'latin1'))?.[1] ?? '0';
-    return Number.parseInt(flags, 8);
+    const lines = readFileSync(`/proc/self/fdinfo/${fd}`, 'latin1').split('\n');
+    const line = lines.find((text) => text.startsWith(`${name}:`));
+    return line?.slice(name.length + 1).trim() ?? null;
   } catch {
-    return 0;
+    return null;
   }
 }

@@ -43,3 +43,13 @@ export function needsTools(...tools: readonly string[]): string | false {
 export function needsPython(...modules: readonly string[]): string | false {
   return skipUnless(modules.filter((module) => !hasPython(module)).map((module) => `python3 module ${module}`));
 }
+
+/** Options of a process that has dropped all privileges. */
+export const NOBODY = { uid: 65534, gid: 65534 };
+
+/** The skip of tests that drop privileges: only root can, and the command line has to be in reach for others, too. */
+export const asNobody = skipUnless(canBeNobody() ? [] : ['root, or a folder that others can read']);
+
+function canBeNobody(): boolean {
+  return process.getuid?.() === 0 && spawnSync('test', ['-r', CLI], NOBODY).status === 0;
+}

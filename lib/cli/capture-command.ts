@@ -1,8 +1,10 @@
 /** `vmcore capture`: a live QEMU as a guest description, for later. */
 
-import { existsSync, unlinkSync, writeFileSync } from 'node:fs';
 import type { Argv } from 'yargs';
-import { ioError, VmcoreError } from '../errors.js';
+import { VmcoreError } from '../errors.js';
+import { findFileTarget } from '../sinks/file-target.js';
+import { WholeFile } from '../sinks/whole-file.js';
+import { writeFully } from '../sinks/write-fully.js';
 import type { CapturedFile } from '../sources/qemu-capture.js';
 import { Interrupt } from './interrupt.js';
 import { numberOption } from './number-option.js';
@@ -56,12 +58,14 @@ async function capture({ source, output, pid, force }: CaptureArguments, signal:
     import('../sources/qemu-guest.js'),
     import('../sources/qemu-capture.js'),
   ]);
+  // A guest is not stopped for what cannot be kept.
+  await findFileTarget(output, force);
   const client = await connectQmp(source.slice('qmp:'.length), { signal });
   try {
     const guest = await openQemu(client, { memoryPath: 'file', pid, signal, onWarning: warn });
     try {
       const files = await captureGuest(client, guest, output);
-      writeAll(files, force);
+      await writeAll(files, force);
       process.stdout.write(`${output}: ${files.map(({ path }) => path).join(', ')}\n`);
       if (guest.live?.report.wasRunning)
         warn(
@@ -76,18 +80,18 @@ async function capture({ source, output, pid, force }: CaptureArguments, signal:
   }
 }
 
-/** All files or none. @throws VmcoreError EXISTS, WRITE */
-function writeAll(files: readonly CapturedFile[], force: boolean): void {
-  const taken = files.find(({ path }) => !force && existsSync(path));
-  if (taken) throw new VmcoreError('EXISTS', `${taken.path} exists; --force replaces it`);
-  const written: string[] = [];
+/** All files or none; what they replace stays until all are written. @throws VmcoreError EXISTS, WRITE */
+async function writeAll(files: readonly CapturedFile[], force: boolean): Promise<void> {
+  const made: { readonly file: WholeFile; readonly size: number }[] = [];
   try {
     for (const { path, bytes } of files) {
-      written.push(path);
-      writeFileSync(path, bytes, { flag: force ? 'w' : 'wx' });
+      const file = await WholeFile.create(path, force);
+      made.push({ file, size: bytes.length });
+      await writeFully(file.fd, bytes, 0, path);
     }
+    for (const { file, size } of made) await file.publish({ size });
   } catch (error) {
-    for (const path of written) if (existsSync(path)) unlinkSync(path);
-    throw ioError('WRITE', `write ${written.at(-1)}`, error);
+    await Promise.all(made.map(({ file }) => file.withdraw()));
+    throw error;
   }
 }

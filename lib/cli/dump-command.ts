@@ -4,13 +4,15 @@ import { fstatSync, open, statSync } from 'node:fs';
 import { promisify } from 'node:util';
 import type { Argv } from 'yargs';
 import { type DumpJob, type DumpSummary, type DumpTarget, dump } from '../dump.js';
-import { ioError, VmcoreError } from '../errors.js';
+import { errnoOf, ioError, VmcoreError } from '../errors.js';
 import type { Guest, LiveReport } from '../guest.js';
+import { ownDescriptor } from '../own-descriptor.js';
 import { EXCLUDE_NAMES } from '../page-exclusion.js';
 import type { MemoryBlock } from '../physical-memory.js';
 import type { DumpedPages } from '../plan.js';
 import { ALL_LEVELS, FORMATS, type Format } from '../request.js';
 import { resumeAfterFailure } from '../resume.js';
+import { findFileTarget } from '../sinks/file-target.js';
 import { formatSize, parseSize } from '../sizes.js';
 import { Interrupt } from './interrupt.js';
 import { liveOptions, liveText } from './live-source.js';
@@ -44,6 +46,9 @@ interface DumpArguments extends SourceArguments {
 
 export const command = 'dump <source>';
 export const describe = 'turn the memory of a guest into a vmcore';
+
+/** The last of the descriptors that Node has a use for. */
+const STDERR = 2;
 
 /** Options that take a text. */
 const TEXTS = [
@@ -134,11 +139,12 @@ export async function handler(args: DumpArguments): Promise<void> {
     try {
       checkRegisters(guest, args);
       const request = { ...args, range, dumpLevel: dumpLevelOf(args), findVmcoreinfo: findsVmcoreinfo(args) };
+      const toStdout = target.fd !== undefined && isStdout(target.fd);
       job = dump(guest, request, target, interrupt.signal);
       job.on('warning', warn);
       const endProgress = await showProgress(job, args.progress);
       const summary = await job.finished.finally(endProgress);
-      report({ ...summary, live: guest.live?.report }, args.json, target.fd !== undefined && isStdout(target.fd));
+      report({ ...summary, live: guest.live?.report }, args.json, toStdout);
     } catch (error) {
       throw job ? error : await resumeAfterFailure(guest, error, warn);
     } finally {
@@ -213,7 +219,8 @@ async function targetOf(args: DumpArguments): Promise<Target> {
 
 function descriptorTarget(fd: number, name: string): DumpTarget & { fd: number } {
   checkPassed(fd);
-  return { fd, name };
+  // Ours alone, so what close(2) says is for us to hear; of Node's own three it would miss them.
+  return { fd, name, close: fd > STDERR };
 }
 
 function stdoutTarget(): DumpTarget & { fd: number } {
@@ -222,20 +229,36 @@ function stdoutTarget(): DumpTarget & { fd: number } {
   return descriptorTarget(1, 'stdout');
 }
 
-/** A path of a FIFO or device is written to as it is, a socket has no way to be opened; everything else becomes a file. */
+/**
+ * A path of a FIFO or device is written to as it is, a socket has no way to be opened; everything else becomes a file.
+ * What cannot be made is refused here: no guest is stopped, and none read, for a file that cannot be kept.
+ */
 async function fileTarget(path: string, { force, sparse, sync }: DumpArguments): Promise<Target> {
   try {
     const stat = statSync(path, { throwIfNoEntry: false });
-    if (!stat || stat.isFile() || stat.isDirectory()) return { file: path, force, sparse, sync };
+    if (!stat || stat.isFile() || stat.isDirectory()) {
+      await findFileTarget(path, force);
+      return { file: path, force, sparse, sync };
+    }
     if (stat.isSocket())
       throw new VmcoreError(
         'WRITE',
         `cannot write ${path}: is a socket; connect to it and hand over the descriptor (--fd), or pipe the vmcore (-o -)`,
       );
-    // Not a FileHandle, which closes its descriptor when it is collected as garbage.
-    return { fd: await promisify(open)(path, 'w'), name: path };
+    return await specialTarget(path);
   } catch (error) {
     throw ioError('WRITE', `open ${path}`, error);
+  }
+}
+
+async function specialTarget(path: string): Promise<Target> {
+  try {
+    // Not a FileHandle, which closes its descriptor when it is collected as garbage.
+    return { fd: await promisify(open)(path, 'w'), name: path, close: true };
+  } catch (error) {
+    const own = ownDescriptor(path);
+    if (own === null || errnoOf(error) !== 'EACCES') throw error;
+    return descriptorTarget(own, path);
   }
 }
 

@@ -8,13 +8,16 @@
  */
 
 import { close, constants, fstatSync } from 'node:fs';
-import { VmcoreError } from '../errors.js';
+import { promisify } from 'node:util';
+import { ioError, VmcoreError } from '../errors.js';
 import { openFlags } from '../open-flags.js';
 import type { Extent, StageOptions } from '../stage.js';
 import { ExtentSink } from './extent-sink.js';
 import { OldBytes } from './old-bytes.js';
 import { PipeWriter } from './pipe-writer.js';
 import { writeFully } from './write-fully.js';
+
+const closeFd = promisify(close);
 
 const ZEROS = new Uint8Array(256 * 1024);
 
@@ -35,6 +38,7 @@ export class FdSink extends ExtentSink {
   /** what the file had in it, where extents go to their offsets */
   #old = new OldBytes(0);
   #pipe: PipeWriter | null = null;
+  #closed = false;
 
   /** @param fd an open descriptor */
   constructor(
@@ -96,8 +100,9 @@ export class FdSink extends ExtentSink {
   }
 
   /** What no extent was for is zeros as well. */
-  protected override finish(): Promise<void> {
-    return this.#clear(0, this.totals.size);
+  protected override async finish(): Promise<void> {
+    await this.#clear(0, this.totals.size);
+    await this.#close();
   }
 
   /** Lets go of the pipe, and the write that is under way ends. */
@@ -105,10 +110,22 @@ export class FdSink extends ExtentSink {
     this.#pipe?.close();
   }
 
-  protected override close(): Promise<void> | void {
+  /** What has failed is not made worse by what close(2) says. */
+  protected override async close(): Promise<void> {
+    await this.#close().catch(() => {});
+  }
+
+  /** What close(2) says counts: a file system on another machine may tell only then that there is no room. */
+  async #close(): Promise<void> {
     this.#pipe?.close();
-    if (!this.options.close) return;
-    return new Promise((resolve) => close(this.fd, () => resolve()));
+    if (!this.options.close || this.#closed) return;
+    // Once, whatever it says: the number may be another file's by then.
+    this.#closed = true;
+    try {
+      await closeFd(this.fd);
+    } catch (error) {
+      throw ioError('WRITE', `close ${this.target}`, error);
+    }
   }
 }
 

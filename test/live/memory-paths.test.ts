@@ -1,7 +1,7 @@
 /** A live guest, dumped in each way: our ELF against QEMU's own of the same pause, byte for byte. */
 
 import { spawnSync } from 'node:child_process';
-import { existsSync, rmSync, statSync } from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { compareElf } from '../oracle/compare-elf.js';
@@ -54,12 +54,25 @@ async function checkCapture(t: Test, live: LiveGuest, elf: string): Promise<void
   const json = join(live.folder, 'guest.json');
   const capture = ['capture', live.source, '-o', json];
   t.match(await runCli(capture), { code: 0, stderr: '' }, 'captured');
-  checkFailure(t, await runCli(capture), 1, /exists; --force replaces it/, 'not over another one');
+  checkFailure(t, await runCli(capture), 1, /exists; give --force to replace it/, 'not over another one');
   const ours = join(live.folder, 'captured');
   const dumped = await runCli(['dump', json, '-o', ours]);
   t.match(dumped, { code: 0, stderr: '' }, 'and dumped');
   t.equal(spawnSync('cmp', [elf, ours], { encoding: 'utf8' }).stdout, '', 'the same dump');
   rmSync(ours);
+
+  const files = readdirSync(live.folder).filter((name) => name.startsWith('guest.json'));
+  for (const name of files)
+    t.equal(statSync(join(live.folder, name)).mode & 0o777, 0o600, `${name}: for its owner only`);
+  // Of the files that are written it is the last but one.
+  rmSync(`${json}.blocks`);
+  mkdirSync(`${json}.blocks`);
+  checkFailure(t, await runCli([...capture, '--force']), 1, /blocks: is a directory/, 'not all can be written');
+  t.same(
+    readdirSync(live.folder).filter((name) => name.includes('guest.json')),
+    files,
+    'what they would have replaced is still there, and nothing else',
+  );
 }
 
 async function refuseCapture(t: Test, live: LiveGuest): Promise<void> {

@@ -1,11 +1,16 @@
 import { execFileSync, spawn } from 'node:child_process';
-import { closeSync, fstatSync, openSync, readFileSync, writeFileSync } from 'node:fs';
+import { once } from 'node:events';
+import { closeSync, constants, fstatSync, openSync, readFileSync, writeFileSync } from 'node:fs';
 import { connect, createServer } from 'node:net';
 import { join } from 'node:path';
 import { pipelinePromise, Readable } from 'streamx';
 import t from 'tap';
+import { libc } from '../../lib/libc.js';
+import { openFlags } from '../../lib/open-flags.js';
 import { FdSink } from '../../lib/sinks/fd-sink.js';
 import type { Extent } from '../../lib/stage.js';
+import { startCli, until } from '../cli/run-cli.js';
+import { asNobody, needsTools, NOBODY, skipUnless } from '../tools.js';
 
 const MIB = 1 << 20;
 
@@ -159,4 +164,58 @@ t.test('/dev/full', async (t) => {
     code: 'WRITE',
     message: 'cannot write /dev/full: no space left on device',
   });
+});
+
+t.test('a close(2) that fails fails the dump; a descriptor is closed once', async (t) => {
+  const fd = openSync(join(t.testdir({}), 'out'), 'w');
+  const sink = new FdSink(fd, { close: true });
+  // Somebody else closes it when all is written: what close(2) says then, nobody could know before.
+  sink.on('progress' as 'drain', () => closeSync(fd));
+  await t.rejects(pipelinePromise(Readable.from(extents(1)), sink), {
+    code: 'WRITE',
+    message: `cannot close fd ${fd}: bad file descriptor`,
+  });
+});
+
+/** fcntl(F_SETFL), and a socket's access mode: it blocks. */
+const F_SETFL = 4;
+
+t.test(
+  'a socket whose reader does not read, and that blocks',
+  { skip: skipUnless(libc() ? [] : ['koffi']) },
+  async (t) => {
+    // What Node calls a pipe to a child is a socket.
+    const child = spawn('sleep', ['5'], { stdio: ['pipe', 'ignore', 'ignore'] });
+    const gone = once(child, 'exit').then(() => 'the reader has gone');
+    const { fd } = (child.stdin as unknown as { _handle: { fd: number } })._handle;
+    libc()!.fcntl(fd, F_SETFL, constants.O_RDWR);
+    const abort = new AbortController();
+    const sink = new FdSink(fd, { signal: abort.signal });
+    const closed = new Promise((resolve) => sink.once('close', () => resolve('closed')));
+    const done = pipelinePromise(Readable.from(extents(8)), sink);
+    setTimeout(() => abort.abort(), 50);
+    await t.rejects(done);
+    t.equal(await Promise.race([closed, gone]), 'closed', 'no thread waits for the reader');
+    t.ok(sink.totals.completed < 8 * MIB, 'progress is what the reader took');
+    t.equal(openFlags(fd) & constants.O_NONBLOCK, 0, 'it blocks again: others may share it');
+    child.kill();
+    await gone;
+  },
+);
+
+t.test('a pipe that may not be opened again', { skip: asNobody || needsTools('mkfifo') }, async (t) => {
+  const path = join(t.testdir({}), 'fifo');
+  execFileSync('mkfifo', ['-m', '600', path]);
+  const reader = spawn('sleep', ['20'], {
+    stdio: [openSync(path, constants.O_RDONLY | constants.O_NONBLOCK), 'ignore', 'ignore'],
+  });
+  t.teardown(() => reader.kill());
+  const fd = openSync(path, 'w');
+  const { child, ended } = startCli(['dump', 'demo:64M', '-o', '-'], { stdio: ['ignore', fd, 'pipe'], ...NOBODY });
+  const isFull = () => (openFlags(fd) & constants.O_NONBLOCK) !== 0;
+  await until(isFull);
+  child.kill('SIGINT');
+  t.match(await ended, { code: 130, stderr: '' });
+  t.notOk(isFull(), 'it blocks again');
+  closeSync(fd);
 });

@@ -1,3 +1,4 @@
+import { execFileSync } from 'node:child_process';
 import {
   chmodSync,
   existsSync,
@@ -8,11 +9,15 @@ import {
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
+import fsPromises from 'node:fs/promises';
+import { syncBuiltinESMExports } from 'node:module';
+import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { pipelinePromise, Readable } from 'streamx';
 import t from 'tap';
 import { FileSink, type FileSinkOptions } from '../../lib/sinks/file-sink.js';
 import type { Extent } from '../../lib/stage.js';
+import { needsTools } from '../tools.js';
 
 const MIB = 1 << 20;
 
@@ -166,4 +171,73 @@ t.test('bytes are given back when they have been written, and progress says so',
   await pipelinePromise(Readable.from(items), sink);
   t.equal(released, 3);
   t.same(seen, [4096, 8192, 12288]);
+});
+
+t.test('what is no file is never replaced by one', { skip: needsTools('mkfifo') }, async (t) => {
+  const dir = t.testdir({});
+  const path = (name: string) => join(dir, name);
+  execFileSync('mkfifo', [path('fifo')]);
+  symlinkSync('fifo', path('link'));
+  const server = createServer();
+  await new Promise<void>((resolve) => server.listen(path('s'), resolve));
+  t.teardown(() => server.close());
+  const refused: Record<string, RegExp> = {
+    fifo: /fifo: is a FIFO, which a file must not replace; open it and give the descriptor \(fd\)$/,
+    link: /link: is a FIFO, /,
+    s: /s: is a socket; connect to it and give the descriptor \(fd\)$/,
+  };
+  for (const [name, message] of Object.entries(refused)) {
+    await t.rejects(write(path(name), [extent(0, bytes(10, 1))], { force: true }), { code: 'WRITE', message }, name);
+  }
+  t.ok(lstatSync(path('fifo')).isFIFO());
+  t.ok(lstatSync(path('s')).isSocket());
+  t.same(readdirSync(dir).sort(), ['fifo', 'link', 's']);
+});
+
+/** Has the file that is opened next tell, when it is closed, that its bytes may be lost. */
+function failNextClose(): void {
+  const { open } = fsPromises;
+  const setOpen = (value: typeof open) => {
+    fsPromises.open = value;
+    syncBuiltinESMExports();
+  };
+  setOpen(async (...args) => {
+    setOpen(open);
+    const handle = await open(...args);
+    const { close } = handle;
+    handle.close = async () => {
+      handle.close = close;
+      await close();
+      throw Object.assign(new Error('EIO'), { code: 'EIO' });
+    };
+    return handle;
+  });
+}
+
+t.test('a close(2) that fails fails the file', async (t) => {
+  const path = join(t.testdir({ vmcore: 'old' }), 'vmcore');
+  failNextClose();
+  const error = { code: 'WRITE', message: /^cannot write .*vmcore: input\/output error$/ };
+  await t.rejects(write(path, [extent(0, bytes(10, 1))], { force: true }), error);
+  t.equal(readFileSync(path, 'utf8'), 'old');
+  t.same(readdirSync(join(path, '..')), ['vmcore']);
+});
+
+t.test('a failure whose cleaning up fails leaves nothing', async (t) => {
+  const dir = t.testdir({});
+  failNextClose();
+  const source = Readable.from(
+    (async function* () {
+      yield extent(0, bytes(10, 1));
+      throw new Error('source failed');
+    })(),
+  );
+  await t.rejects(pipelinePromise(source, new FileSink(join(dir, 'vmcore'))), { message: 'source failed' });
+  t.same(readdirSync(dir), []);
+});
+
+t.test('with sync, names are on the disk as well', async (t) => {
+  const path = join(t.testdir({}), 'vmcore');
+  await write(path, [extent(0, bytes(10, 1))], { sync: true });
+  t.equal(statSync(path).size, 10);
 });
