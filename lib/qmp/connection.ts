@@ -132,7 +132,13 @@ class StreamReader implements Reader {
   }
 }
 
-/** Closes descriptors that nobody wants. */
+/** Closes descriptors that nobody wants, or wants any more: what close(2) has to say of them is of no use to anybody. */
 export function closeAll(descriptors: readonly number[]): void {
-  for (const fd of descriptors) closeSync(fd);
+  for (const fd of descriptors) {
+    try {
+      closeSync(fd);
+    } catch {
+      // It is closed all the same, and the others are still to be.
+    }
+  }
 }

@@ -8,6 +8,7 @@
 
 import { closeSync, constants } from 'node:fs';
 import { ACCESS_MODE, openFlags } from '../open-flags.js';
+import { closeAll } from './connection.js';
 import { QmpError } from './qmp-error.js';
 
 /** Most descriptors with names, and most in sets: a client that forgets them must not use up the process's. */
@@ -27,7 +28,7 @@ interface SetMember {
 /** A descriptor that was lent by a set. */
 export interface Lease {
   readonly fd: number;
-  /** gives it back; call it once */
+  /** gives it back; call it once. @throws what close(2) says, of one that the set does not have any more */
   release(): void;
 }
 
@@ -45,12 +46,12 @@ export class Descriptors {
   /** Keeps a descriptor under a name; one that had the name is closed. @throws QmpError; the descriptor is closed then */
   setNamed(name: string, fd: number): void {
     if (/^[0-9]/.test(name)) {
-      closeSync(fd);
+      closeAll([fd]);
       throw new QmpError("Parameter 'fdname' expects a name not starting with a digit");
     }
     const old = this.#named.get(name);
     if (old === undefined) checkRoom(this.#named.size, fd);
-    else closeSync(old);
+    else closeAll([old]);
     this.#named.set(name, fd);
   }
 
@@ -59,7 +60,7 @@ export class Descriptors {
     const fd = this.#named.get(name);
     if (fd === undefined) throw new QmpError(`File descriptor named '${name}' not found`);
     this.#named.delete(name);
-    closeSync(fd);
+    closeAll([fd]);
   }
 
   /** The names there are. */
@@ -87,7 +88,7 @@ export class Descriptors {
    */
   add(fd: number, setId: number | undefined, opaque: string | undefined, shown = fd): number {
     if (setId !== undefined && setId < 0) {
-      closeSync(fd);
+      closeAll([fd]);
       throw new QmpError("Parameter 'fdset-id' expects a non-negative value");
     }
     checkRoom([...this.#sets.values()].flat().length, fd);
@@ -109,7 +110,7 @@ export class Descriptors {
     const found = this.#members(setId).filter(({ shown }) => fd === undefined || shown === fd);
     for (const member of found) {
       member.removed = true;
-      this.#closeUnused(setId, member);
+      if (this.#forgetUnused(setId, member)) closeAll([member.fd]);
     }
     return found.length;
   }
@@ -138,19 +139,19 @@ export class Descriptors {
       fd: member.fd,
       release: () => {
         member.uses--;
-        this.#closeUnused(setId, member);
+        if (this.#forgetUnused(setId, member)) closeSync(member.fd);
       },
     };
   }
 
   /** Closes everything but what dumps still write to. */
   close(): void {
-    for (const fd of this.#named.values()) closeSync(fd);
+    closeAll([...this.#named.values()]);
     this.#named.clear();
     for (const [id, members] of [...this.#sets])
       for (const member of members) {
         member.removed = true;
-        this.#closeUnused(id, member);
+        if (this.#forgetUnused(id, member)) closeAll([member.fd]);
       }
   }
 
@@ -164,12 +165,13 @@ export class Descriptors {
     return id;
   }
 
-  #closeUnused(setId: number, member: SetMember): void {
-    if (!member.removed || member.uses > 0) return;
-    closeSync(member.fd);
+  /** Strikes out what was removed, as soon as no dump writes to it. @returns whether it is to be closed */
+  #forgetUnused(setId: number, member: SetMember): boolean {
+    if (!member.removed || member.uses > 0) return false;
     const left = (this.#sets.get(setId) ?? []).filter((other) => other !== member);
     if (left.length > 0) this.#sets.set(setId, left);
     else this.#sets.delete(setId);
+    return true;
   }
 }
 
@@ -178,7 +180,7 @@ const WANTED_FLAGS = constants.O_WRONLY | constants.O_CREAT | constants.O_TRUNC;
 
 function checkRoom(count: number, fd: number): void {
   if (count < MAX_DESCRIPTORS) return;
-  closeSync(fd);
+  closeAll([fd]);
   throw new QmpError(`The monitor keeps ${MAX_DESCRIPTORS} descriptors already; close some of them first`);
 }
 

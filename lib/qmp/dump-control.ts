@@ -160,7 +160,7 @@ export class DumpControl extends EventEmitter<{ completed: [DumpStatus, string |
       return await this.lend(abort);
     } catch (error) {
       this.#last = { total: 0, status: 'failed', completed: 0 };
-      await opened.done();
+      await opened.done().catch(() => {});
       this.emit('warning', messageOf(error));
       throw new QmpError(lendFailureText(error, abort.signal));
     }
@@ -178,19 +178,25 @@ export class DumpControl extends EventEmitter<{ completed: [DumpStatus, string |
     this.#last = { total, status: 'active', completed: 0 };
   }
 
+  /** Whatever fails: the dump is over, its end is told, and the next one may begin. */
   async #run(running: Running, request: DumpRequest, opened: OpenTarget, lent: LentGuest): Promise<string | null> {
-    const failure = await this.#carryOut(running, request, opened, lent);
+    const failed = await this.#carryOut(running, request, opened, lent);
     const completed = running.job?.progress.completed ?? 0;
-    await this.#giveBack(opened, lent);
+    const unclosed = await this.#giveBack(opened, lent);
+    // A dump that has failed already is not told to have failed by what that led to.
+    const failure = failed ?? (unclosed === null ? null : this.#explain(unclosed, running, request));
     this.#last = { ...this.#last, status: failure === null ? 'completed' : 'failed', completed };
     this.#running = null;
     this.emit('completed', this.#last, failure);
     return failure;
   }
 
-  async #giveBack(opened: OpenTarget, lent: LentGuest): Promise<void> {
-    await Promise.all([lent.release(), opened.done()]);
-    lent.close();
+  /** All of it, whatever fails. @returns why the target could not be closed: what was written may be lost; or null */
+  async #giveBack(opened: OpenTarget, lent: LentGuest): Promise<unknown> {
+    const released = lent.release().finally(() => lent.close());
+    const [target, guest] = await Promise.allSettled([opened.done(), released]);
+    if (guest.status === 'rejected') this.emit('warning', messageOf(guest.reason));
+    return target.status === 'rejected' ? target.reason : null;
   }
 
   async #carryOut(
@@ -209,11 +215,14 @@ export class DumpControl extends EventEmitter<{ completed: [DumpStatus, string |
       await running.job.finished;
       return null;
     } catch (error) {
-      const cause: unknown = signal.reason instanceof VmcoreError ? signal.reason : error;
-      // Clients get QEMU's words; whoever runs the server gets the whole of it.
-      this.emit('warning', messageOf(cause));
-      return failureText(cause, request, running.job.progress);
+      return this.#explain(signal.reason instanceof VmcoreError ? signal.reason : error, running, request);
     }
+  }
+
+  /** Clients get QEMU's words; whoever runs the server gets the whole of it. */
+  #explain(cause: unknown, { job }: Running, request: DumpRequest): string {
+    this.emit('warning', messageOf(cause));
+    return failureText(cause, request, job?.progress ?? { completed: 0, total: 0 });
   }
 }
 

@@ -6,8 +6,10 @@ import { basename, dirname, join, resolve, sep } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import type { DumpTarget } from '../dump.js';
+import { ioError } from '../errors.js';
 import { libc } from '../libc.js';
 import { openFlags } from '../open-flags.js';
+import { whyNotReplaced } from '../sinks/file-target.js';
 import type { Descriptors } from './descriptors.js';
 import { QmpError } from './qmp-error.js';
 import { strerror, systemCode } from './strerror.js';
@@ -15,6 +17,7 @@ import { strerror, systemCode } from './strerror.js';
 /** A target, and what to do when the dump into it has ended, or when there will be none. */
 export interface OpenTarget {
   readonly target: DumpTarget;
+  /** lets go of it, whatever it says. @throws VmcoreError WRITE when close(2) fails: what was written may be lost */
   done(): Promise<void>;
 }
 
@@ -45,7 +48,7 @@ const closeFd = promisify(close);
 export async function openTarget(protocol: string, context: TargetContext): Promise<OpenTarget> {
   const opened = await openByPrefix(protocol, context);
   if (context.seeks && 'fd' in opened.target && !isSeekable(opened.target.fd)) {
-    await opened.done();
+    await opened.done().catch(() => {});
     throw new QmpError('kdump-raw formats require a seekable file');
   }
   return opened;
@@ -61,7 +64,15 @@ async function openByPrefix(protocol: string, context: TargetContext): Promise<O
 }
 
 function ownedDescriptor(fd: number, name: string, seek: boolean): OpenTarget {
-  return { target: { fd, name, seek }, done: () => closeFd(fd) };
+  return { target: { fd, name, seek }, done: () => letGo(name, () => closeFd(fd)) };
+}
+
+async function letGo(name: string, work: () => Promise<void> | void): Promise<void> {
+  try {
+    await work();
+  } catch (error) {
+    throw ioError('WRITE', `close ${name}`, error);
+  }
 }
 
 /** As QEMU does, the file of a set is emptied first; what cannot be emptied is refused. An earlier dump moved its end. */
@@ -76,7 +87,7 @@ function openSet(path: string, { descriptors, seeks }: TargetContext): OpenTarge
     release();
     throw new QmpError(`Failed to dup() given file descriptor fd=${fd}`);
   }
-  return { target: { fd, name: path, seek: seeks }, done: async () => release() };
+  return { target: { fd, name: path, seek: seeks }, done: () => letGo(path, release) };
 }
 
 async function openFile(path: string, context: TargetContext): Promise<OpenTarget> {
@@ -86,6 +97,8 @@ async function openFile(path: string, context: TargetContext): Promise<OpenTarge
     if (found && !found.isFile() && !found.isDirectory())
       return ownedDescriptor(await openSpecial(full, found, context.signal), path, context.seeks);
     await checkWritable(full, found);
+    const reason = found && (await whyNotReplaced(await realpath(full), found));
+    if (reason) throw new QmpError(`Could not create '${path}': ${reason}`);
     return { target: { file: full, force: true }, done: async () => {} };
   } catch (error) {
     if (error instanceof QmpError) throw error;

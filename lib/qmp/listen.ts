@@ -65,20 +65,24 @@ async function listenAt(path: string, serve: Serve): Promise<Listener> {
   });
   try {
     linkSync(temporary, path);
+    unlinkSync(temporary);
   } catch (error) {
     server.close();
     throw ioError('WRITE', `listen on ${path}`, error);
   }
-  unlinkSync(temporary);
   const made = lstatSync(path);
   return { ended: NEVER, close: () => closeServer(server, path, made) };
 }
 
-/** Removes the path, if it is still ours. */
+/** Removes the path, if it is still ours. What is left of it is stale, and is replaced by whoever listens there next. */
 function closeServer(server: Server, path: string, made: Stats): void {
   server.close();
-  const now = lstatSync(path, { throwIfNoEntry: false });
-  if (now && now.ino === made.ino && now.dev === made.dev) unlinkSync(path);
+  try {
+    const now = lstatSync(path, { throwIfNoEntry: false });
+    if (now && now.ino === made.ino && now.dev === made.dev) unlinkSync(path);
+  } catch {
+    // Whoever closes has more to close.
+  }
 }
 
 /** A socket that nobody listens to any more is replaced; everything else is refused. */

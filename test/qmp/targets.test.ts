@@ -7,6 +7,7 @@ import {
   existsSync,
   linkSync,
   mkdirSync,
+  mkdtempSync,
   openSync,
   readFileSync,
   rmSync,
@@ -15,6 +16,7 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { createServer } from 'node:net';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t, { type Test } from 'tap';
@@ -200,6 +202,47 @@ t.test('descriptor sets', { skip: noKoffi }, async (t) => {
   t.equal(errorText(await dumpTo(wire, 'file:/dev/fdset/x')), 'Could not parse fdset /dev/fdset/x');
   wire.close();
 });
+/** Options of Node's with which close(2) of a file of this name fails: the server of its file system has gone. */
+function closeFails(t: Tap, name: string): string[] {
+  const folder = mkdtempSync(join(tmpdir(), 'vmcore-qmp-'));
+  t.teardown(async () => rmSync(folder, { recursive: true, force: true }));
+  const hook = join(folder, 'hook.cjs');
+  writeFileSync(
+    hook,
+    `const fs = require('node:fs'); const { close, closeSync } = fs;
+     const link = (fd) => { try { return fs.readlinkSync('/proc/self/fd/' + fd); } catch { return ''; } };
+     const fails = (fd) => link(fd).endsWith('/${name}') && Object.assign(new Error('EIO'), { code: 'EIO' });
+     fs.close = (fd, done) => { const error = fails(fd); close(fd, (other) => done(error || other)); };
+     fs.closeSync = (fd) => { const error = fails(fd); closeSync(fd); if (error) throw error; };`,
+  );
+  return ['--require', hook];
+}
+
+t.test('a close(2) that fails: the dump has failed, and the next one may begin', { skip: noKoffi }, async (t) => {
+  const server = await TestServer.start({ source: SOURCE, node: closeFails(t, 'unlucky') });
+  t.teardown(() => server.stop());
+  const wire = await server.connect();
+  const unlucky = join(server.folder, 'unlucky');
+  const error = 'dump: failed to save memory: Input/output error';
+
+  await pass(wire, 'one', openSync(unlucky, 'w'));
+  t.equal(errorText(await dumpTo(wire, 'fd:one')), error);
+  t.match(await wire.execute('query-dump'), { return: { status: 'failed', total: TOTAL, completed: TOTAL } });
+
+  await pass(wire, 'two', openSync(unlucky, 'w'));
+  t.same(await dumpTo(wire, 'fd:two', { detach: true }), { return: {} });
+  t.match(await wire.until(completed), { data: { error, result: { status: 'failed' } } });
+  const warnings = ['one', 'two'].map((name) => `vmcore: warning: cannot close fd:${name}: input/output error\n`);
+  t.equal(server.stderr, warnings.join(''));
+
+  await pass(wire, 'three', openSync(unlucky, 'w'));
+  await pass(wire, 'three', openSync(join(server.folder, 'lucky'), 'w'));
+  t.same(await dumpTo(wire, 'fd:three'), { return: {} }, 'one that is replaced hurts nobody');
+  await pass(wire, 'pipe', openSync(unlucky, 'w'));
+  t.match(errorText(await dumpTo(wire, 'fd:pipe', { begin: 2 ** 50, length: 1 })), /no guest memory/, 'nor one unused');
+  t.same(await dumpTo(wire, `file:${join(server.folder, 'lucky')}`), { return: {} });
+});
+
 t.test('no descriptor leaks: hundreds of rounds of every path', { skip: noKoffi }, async (t) => {
   const { server: one, wire } = await server(t);
   const open = () => openSync(join(one.folder, 'leak'), 'w');
