@@ -129,7 +129,7 @@ export interface Guest {
   /** what the source leaves open and was decided by a rule, with what to do where that is wrong; absent as a rule */
   readonly assumption?: string | undefined;
   /** the machine, where it is alive and stands still for us; absent for what was saved */
-  readonly live?: LiveMachine;
+  readonly live?: LiveMachine | undefined;
   /** Closes the files behind the guest; a live machine is released. */
   close(): void;
 }

@@ -12,7 +12,7 @@ import type { CpuState, Guest } from './guest.js';
 import { type InspectedWinDmp, inspectWinDmp } from './inspect-win-dmp.js';
 import type { CompletedGuest } from './linux/with-vmcoreinfo.js';
 import { EXCLUDE_NAMES, EXCLUDE_REASONS, type ExcludeReason } from './page-exclusion.js';
-import { type CoreProgramHeaders, readElfProgramHeaders } from './sources/elf-core.js';
+import { type CoreProgramHeaders, ElfCoreGuest } from './sources/elf-core.js';
 import { KdumpGuest, type KdumpPageCounts } from './sources/kdump-core.js';
 import type { PageCensus } from './sources/kdump-pages.js';
 import { type OpenGuestOptions, openGuest } from './sources/open.js';
@@ -125,7 +125,7 @@ export async function inspect(source: string, options: InspectOptions = {}): Pro
 
 async function inspectGuest(source: string, guest: Guest, notes: readonly ElfNote[]): Promise<Inspection> {
   const kdump = guest instanceof KdumpGuest ? guest : null;
-  const elf = kdump ? null : await readElfProgramHeaders(guest.name);
+  const elf = guest instanceof ElfCoreGuest ? await guest.programHeaders() : null;
   const winDmp = inspectWinDmp(guest);
   // A Windows driver's note goes by the same name.
   const info = winDmp ? null : findVmcoreinfo(notes);

@@ -116,7 +116,7 @@ t.test('progress is what the sink has taken: one that waits holds it, and the so
 t.test('a machine may run on when its memory has been read, not when it is known where it is', async (t) => {
   const file = join(t.testdir({}), 'memory');
   writeFileSync(file, Buffer.alloc(40 * MIB, 'memory '));
-  const guest = openRawMemory(file);
+  const guest = await openRawMemory(file);
   t.teardown(() => guest.close());
   let open = () => {};
   const gate = new Promise<void>((resolve) => {

@@ -4,7 +4,7 @@
  */
 
 import { NOTE_NAME_VMCOREINFO } from '../formats/notes.js';
-import type { Guest } from '../guest.js';
+import type { ChunkOptions, Guest } from '../guest.js';
 
 /** A guest, and whether its VMCOREINFO had to be looked for. */
 export interface CompletedGuest {
@@ -24,8 +24,8 @@ export async function withVmcoreinfo(guest: Guest, signal?: AbortSignal): Promis
   const { findVmcoreinfoInMemory } = await import('./find-vmcoreinfo.js');
   const found = await findVmcoreinfoInMemory(guest, signal);
   if (!found) return { guest, paddr: null };
-  const { name, arch, blocks, cpus, notes, memory, missing = null, assumption } = guest;
-  const completed: Guest = {
+  const { name, arch, blocks, cpus, notes, memory, missing = null, assumption, live } = guest;
+  const completed = {
     name,
     arch,
     blocks,
@@ -34,8 +34,10 @@ export async function withVmcoreinfo(guest: Guest, signal?: AbortSignal): Promis
     memory,
     missing,
     assumption,
-    chunks: (options) => guest.chunks(options),
+    live,
+    chunks: (options?: ChunkOptions) => guest.chunks(options),
     close: () => guest.close(),
-  };
+    // Whatever a guest comes to have, this one has to have, too.
+  } satisfies Guest & Record<keyof Guest, unknown>;
   return { guest: completed, paddr: found.paddr };
 }

@@ -6,9 +6,7 @@
  * bytes; what has no bytes in the file at all (p_filesz 0, p_offset -1) is not memory.
  */
 
-import { statSync } from 'node:fs';
-import { type DecodedElfHeader, ELFMAG, type ProgramHeader } from '../formats/elf.js';
-import type { Guest } from '../guest.js';
+import type { DecodedElfHeader, ProgramHeader } from '../formats/elf.js';
 import type { MemoryRegion } from '../physical-memory.js';
 import {
   checkStored,
@@ -23,7 +21,7 @@ import {
 } from './elf-headers.js';
 import { resolveMemory } from './elf-memory.js';
 import { FileBacking } from './file-backing.js';
-import { MemoryGuest } from './memory-guest.js';
+import { MemoryGuest, type MemoryGuestFields } from './memory-guest.js';
 import { isXenCore, readXenCore } from './xen-core.js';
 
 /**
@@ -34,7 +32,7 @@ import { isXenCore, readXenCore } from './xen-core.js';
  * @throws VmcoreError READ when the file cannot be read; BAD_INPUT when it is not the core of an x86 machine or
  *   contradicts itself; TRUNCATED when it ends before what its headers claim; LIMIT; UNSUPPORTED (paravirtual Xen)
  */
-export async function openElfCore(path: string, limits: ElfLimits = DEFAULT_ELF_LIMITS): Promise<Guest> {
+export async function openElfCore(path: string, limits: ElfLimits = DEFAULT_ELF_LIMITS): Promise<ElfCoreGuest> {
   const file = FileBacking.open(path);
   try {
     return await readCore(file, limits);
@@ -44,7 +42,7 @@ export async function openElfCore(path: string, limits: ElfLimits = DEFAULT_ELF_
   }
 }
 
-async function readCore(file: FileBacking, limits: ElfLimits): Promise<Guest> {
+async function readCore(file: FileBacking, limits: ElfLimits): Promise<ElfCoreGuest> {
   const reader = readerOf(file);
   const headers = await readHeaders(reader, await readElfHeader(reader), limits);
   checkStored(file.name, file.size, headers.loads);
@@ -52,7 +50,7 @@ async function readCore(file: FileBacking, limits: ElfLimits): Promise<Guest> {
     offset === null ? { base, length, backing: null, offset: 0 } : { base, length, backing: file, offset },
   );
   const { arch, cpus, notes } = headers;
-  return new MemoryGuest({ name: file.name, arch, regions, cpus, notes });
+  return new ElfCoreGuest({ name: file.name, arch, regions, cpus, notes }, reader, limits);
 }
 
 function readHeaders(reader: CoreReader, header: DecodedElfHeader, limits: ElfLimits): Promise<CoreHeaders> {
@@ -79,29 +77,20 @@ export interface CoreProgramHeaders {
   readonly programHeaders: readonly ProgramHeader[];
 }
 
-/**
- * The header and program headers of an ELF core file, for those who want to see the table itself.
- * @returns null when the path is no ELF file that can be read twice
- */
-export async function readElfProgramHeaders(
-  path: string,
-  limits = DEFAULT_ELF_LIMITS,
-): Promise<CoreProgramHeaders | null> {
-  if (!statSync(path, { throwIfNoEntry: false })?.isFile()) return null;
-  const file = FileBacking.open(path);
-  try {
-    if (!(await startsWithElfMagic(file))) return null;
-    const reader = readerOf(file);
-    const header = await readElfHeader(reader);
-    return { header, programHeaders: isXenCore(header) ? [] : await readProgramHeaderTable(reader, header, limits) };
-  } finally {
-    file.close();
+/** The guest of an ELF core file. */
+export class ElfCoreGuest extends MemoryGuest {
+  constructor(
+    fields: MemoryGuestFields,
+    private readonly reader: CoreReader,
+    private readonly limits: ElfLimits,
+  ) {
+    super(fields);
   }
-}
 
-async function startsWithElfMagic(file: FileBacking): Promise<boolean> {
-  if (file.size < ELFMAG.length) return false;
-  const start = new Uint8Array(ELFMAG.length);
-  await file.read(0, start);
-  return ELFMAG.every((byte, i) => start[i] === byte);
+  /** The table itself, for those who want to see it; of a core with sections only it is empty. @throws VmcoreError */
+  async programHeaders(): Promise<CoreProgramHeaders> {
+    const header = await readElfHeader(this.reader);
+    if (isXenCore(header)) return { header, programHeaders: [] };
+    return { header, programHeaders: await readProgramHeaderTable(this.reader, header, this.limits) };
+  }
 }

@@ -3,10 +3,12 @@
  * reads through a mapping and leaves every page of a tmpfs file allocated.
  */
 
-import { closeSync, constants, fstatSync, openSync, read, readSync } from 'node:fs';
+import { closeSync, fstatSync, read, readSync } from 'node:fs';
 import { ioError, VmcoreError } from '../errors.js';
 import type { Backing, DataRun, HeldPlace } from '../physical-memory.js';
+import type { DescriptorSource } from './byte-input.js';
 import { seekData } from './holes.js';
+import { openToRead } from './open-to-read.js';
 
 /**
  * A file that is open for reading. Its descriptor outlives `close` for as long as somebody reads: the system gives the
@@ -14,6 +16,7 @@ import { seekData } from './holes.js';
  */
 export class FileBacking implements Backing {
   readonly #fd: number;
+  readonly #owned: boolean;
   #closed = false;
   /** reads under way, and places that have been handed out */
   #readers = 0;
@@ -22,25 +25,30 @@ export class FileBacking implements Backing {
 
   private constructor(
     readonly name: string,
-    fd: number,
+    { fd, owned = false }: DescriptorSource,
     /** size of the file in bytes when it was opened */
     readonly size: number,
   ) {
     this.#fd = fd;
+    this.#owned = owned;
   }
 
   /** Opens a file. @throws VmcoreError READ */
   static open(path: string): FileBacking {
     try {
-      // Without O_NONBLOCK, a FIFO would wait for a writer, and the process with it.
-      const fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
-      const stat = fstatSync(fd);
-      if (!stat.isDirectory()) return new FileBacking(path, fd, stat.size);
-      closeSync(fd);
+      const source = openToRead(path);
+      const stat = fstatSync(source.fd);
+      if (!stat.isDirectory()) return new FileBacking(path, source, stat.size);
+      if (source.owned) closeSync(source.fd);
     } catch (error) {
       throw ioError('READ', `open ${path}`, error);
     }
     throw new VmcoreError('READ', `cannot open ${path}: is a directory`);
+  }
+
+  /** What is behind a descriptor, which is closed with the backing. @param name what to call it in messages */
+  static ofDescriptor(fd: number, name: string): FileBacking {
+    return new FileBacking(name, { fd, owned: true }, fstatSync(fd).size);
   }
 
   readSync(offset: number, into: Uint8Array): void {
@@ -90,7 +98,7 @@ export class FileBacking implements Backing {
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
-    if (this.#readers === 0) closeSync(this.#fd);
+    if (this.#readers === 0) this.#letGo();
   }
 
   /** Keeps the descriptor open until `release` is called; later calls of it do nothing. @throws VmcoreError READ */
@@ -101,9 +109,13 @@ export class FileBacking implements Backing {
     const release = () => {
       if (!held) return;
       held = false;
-      if (--this.#readers === 0 && this.#closed) closeSync(this.#fd);
+      if (--this.#readers === 0 && this.#closed) this.#letGo();
     };
     return { release };
+  }
+
+  #letGo(): void {
+    if (this.#owned) closeSync(this.#fd);
   }
 
   #checkOpen(): void {

@@ -219,9 +219,9 @@ export function describeCpu(cpu: CpuState): CpuDescription {
  * Opens the guest that a JSON file describes.
  * @throws VmcoreError BAD_INPUT (with the member that is wrong), READ, TRUNCATED (a file that ends before its block)
  */
-export function openGuestDescription(file: string): Guest {
-  const text = readSmallFile(file, 'a guest description').toString('utf8');
-  return guestOfDescription(parseGuestDescription(text, file), file);
+export async function openGuestDescription(file: string): Promise<Guest> {
+  const text = await readSmallFile(file, 'a guest description');
+  return guestOfDescription(parseGuestDescription(text.toString('utf8'), file), file);
 }
 
 /**
@@ -229,7 +229,7 @@ export function openGuestDescription(file: string): Guest {
  * @param where path that the paths in it are relative to (as its neighbours), and what to call it in messages
  * @throws VmcoreError BAD_INPUT, READ, TRUNCATED
  */
-export function guestOfDescription(description: GuestDescription, where: string): Guest {
+export async function guestOfDescription(description: GuestDescription, where: string): Promise<Guest> {
   const folder = dirname(where);
   const files = new Map<string, FileBacking>();
   try {
@@ -237,8 +237,8 @@ export function guestOfDescription(description: GuestDescription, where: string)
       name: where,
       arch: description.arch,
       regions: description.memory.map((block, i) => regionOf(block, files, folder, `${where}: memory[${i}]`)),
-      cpus: cpusOf(description, folder),
-      notes: notesOf(description, folder),
+      cpus: await cpusOf(description, folder),
+      notes: await notesOf(description, folder),
     });
   } catch (error) {
     for (const backing of files.values()) backing.close();
@@ -274,13 +274,13 @@ function regionOf(
   return { base, length, backing, offset };
 }
 
-function notesOf({ vmcoreinfo }: GuestDescription, folder: string): ElfNote[] {
-  return vmcoreinfo === undefined ? [] : [readVmcoreinfo(resolve(folder, vmcoreinfo))];
+async function notesOf({ vmcoreinfo }: GuestDescription, folder: string): Promise<ElfNote[]> {
+  return vmcoreinfo === undefined ? [] : [await readVmcoreinfo(resolve(folder, vmcoreinfo))];
 }
 
 /** The CPUs of the registers' text, each overridden by its entry of `cpus`; entries beyond them are CPUs of their own. */
-function cpusOf({ registers, cpus = [] }: GuestDescription, folder: string): CpuState[] {
-  const known = registers === undefined ? [] : readRegisters(resolve(folder, registers));
+async function cpusOf({ registers, cpus = [] }: GuestDescription, folder: string): Promise<CpuState[]> {
+  const known = registers === undefined ? [] : await readRegisters(resolve(folder, registers));
   const count = Math.max(known.length, cpus.length);
   return Array.from({ length: count }, (_, i) => cpuOf(cpus[i] ?? {}, known[i]));
 }

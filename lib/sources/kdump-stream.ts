@@ -43,8 +43,9 @@ export async function openKdumpStream(
   options: KdumpStreamOptions = {},
 ): Promise<KdumpGuest> {
   const input = openByteInput(source, name);
-  const spool = new Spool(name, options);
+  let spool: Spool | null = null;
   try {
+    spool = new Spool(name, options);
     const flattened = await receive(new Pieces(input, name), spool, name);
     const file = spool.reopen();
     try {
@@ -54,7 +55,7 @@ export async function openKdumpStream(
       throw error;
     }
   } finally {
-    spool.close();
+    spool?.close();
     input.close();
   }
 }

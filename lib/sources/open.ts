@@ -5,7 +5,7 @@
  * library that it has no use for.
  */
 
-import { closeSync, constants, fstatSync, openSync, readSync, type Stats, statSync } from 'node:fs';
+import { closeSync, fstatSync, readSync, type Stats } from 'node:fs';
 import { ioError, VmcoreError } from '../errors.js';
 import { ELFMAG } from '../formats/elf.js';
 import { FLATTENED_SIGNATURE } from '../formats/flattened.js';
@@ -13,7 +13,8 @@ import { DISKDUMP_SIGNATURE, KDUMP_SIGNATURE } from '../formats/kdump.js';
 import { winDmpBits } from '../formats/win-dmp.js';
 import type { Guest } from '../guest.js';
 import { parseSize } from '../sizes.js';
-import { type ByteSource, PeekedInput } from './byte-input.js';
+import { type ByteSource, type DescriptorSource, PeekedInput } from './byte-input.js';
+import { openToRead } from './open-to-read.js';
 import type { OpenQemuOptions } from './qemu-options.js';
 
 /** What a raw memory file does not say of itself. */
@@ -88,22 +89,22 @@ async function openDescriptor(fd: number): Promise<Guest> {
   return fstatSync(fd).isFile() ? openPath(`/proc/self/fd/${fd}`) : openStream({ fd }, 'stdin');
 }
 
-/** A FIFO is opened before it has a writer: open(2) would wait for one, and the process could not be interrupted. */
-const WITHOUT_WAITING = constants.O_RDONLY | constants.O_NONBLOCK;
-
 async function openPath(path: string): Promise<Guest> {
-  const fd = attempt(path, () => openSync(path, statSync(path).isFIFO() ? WITHOUT_WAITING : 'r'));
-  const stat = fstatSync(fd);
-  if (!stat.isFile()) return openSpecial(path, fd, stat);
+  const source = attempt(path, () => openToRead(path));
+  const stat = fstatSync(source.fd);
+  if (!stat.isFile()) return openSpecial(path, source, stat);
   const start = Buffer.alloc(START_BYTES);
-  const length = attempt(path, () => readSync(fd, start, 0, start.length, 0));
-  closeSync(fd);
-  return openByContent(path, start.subarray(0, length));
+  try {
+    const length = attempt(path, () => readSync(source.fd, start, 0, start.length, 0));
+    return await openByContent(path, start.subarray(0, length));
+  } finally {
+    if (source.owned) closeSync(source.fd);
+  }
 }
 
-async function openSpecial(path: string, fd: number, stat: Stats): Promise<Guest> {
-  if (!stat.isDirectory()) return openStream({ fd, owned: true }, path);
-  closeSync(fd);
+async function openSpecial(path: string, source: DescriptorSource, stat: Stats): Promise<Guest> {
+  if (!stat.isDirectory()) return openStream(source, path);
+  if (source.owned) closeSync(source.fd);
   throw new VmcoreError('READ', `cannot read ${path}: is a directory`);
 }
 

@@ -58,7 +58,7 @@ export function pcMemorySplit(size: number, machine: PcMachine = 'pc'): number {
  * Opens a raw memory file as a guest.
  * @throws VmcoreError READ, USAGE (a split that cannot be), BAD_INPUT (not whole pages, bad registers, no VMCOREINFO)
  */
-export function openRawMemory(path: string, options: RawMemoryOptions = {}): Guest {
+export async function openRawMemory(path: string, options: RawMemoryOptions = {}): Promise<Guest> {
   const backing = FileBacking.open(path);
   try {
     return new MemoryGuest({
@@ -66,8 +66,8 @@ export function openRawMemory(path: string, options: RawMemoryOptions = {}): Gue
       arch: options.arch ?? 'x86_64',
       regions: pcRegions(backing, options.below4g),
       assumption: options.below4g === undefined ? splitAssumption(backing) : undefined,
-      cpus: options.registers === undefined ? [] : readRegisters(options.registers),
-      notes: options.vmcoreinfo === undefined ? [] : [readVmcoreinfo(options.vmcoreinfo)],
+      cpus: options.registers === undefined ? [] : await readRegisters(options.registers),
+      notes: options.vmcoreinfo === undefined ? [] : [await readVmcoreinfo(options.vmcoreinfo)],
     });
   } catch (error) {
     backing.close();

@@ -85,8 +85,9 @@ interface Found {
  * Reads a file with what `info registers -a` prints.
  * @throws VmcoreError READ, BAD_INPUT
  */
-export function readRegisters(path: string): CpuState[] {
-  return parseRegisters(readSmallFile(path, 'what "info registers -a" prints').toString('latin1'), path);
+export async function readRegisters(path: string): Promise<CpuState[]> {
+  const text = await readSmallFile(path, 'what "info registers -a" prints');
+  return parseRegisters(text.toString('latin1'), path);
 }
 
 /**

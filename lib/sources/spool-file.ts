@@ -25,9 +25,9 @@ export class SpoolFile {
     const path = join(folder, `vmcore-${randomBytes(8).toString('hex')}`);
     const name = `a temporary file in ${folder}`;
     try {
-      const fd = openSync(path, 'wx+', FILE_MODE);
-      unlinkSync(path);
-      return new SpoolFile(fd, name);
+      const file = new SpoolFile(openSync(path, 'wx+', FILE_MODE), name);
+      file.#attempt(() => unlinkSync(path));
+      return file;
     } catch (error) {
       throw ioError('WRITE', `create ${name}`, error);
     }
@@ -40,12 +40,26 @@ export class SpoolFile {
 
   /** What has been written, to be read; it outlives this one. @throws VmcoreError READ */
   reopen(): FileBacking {
-    return FileBacking.open(`/dev/fd/${this.fd}`);
+    try {
+      return FileBacking.ofDescriptor(openSync(`/dev/fd/${this.fd}`, 'r'), this.name);
+    } catch (error) {
+      throw ioError('READ', `read ${this.name}`, error);
+    }
   }
 
   /** Lets go of it; later calls do nothing. */
   close(): void {
-    if (this.#open) closeSync(this.fd);
+    if (!this.#open) return;
     this.#open = false;
+    closeSync(this.fd);
+  }
+
+  #attempt(work: () => void): void {
+    try {
+      work();
+    } catch (error) {
+      this.close();
+      throw error;
+    }
   }
 }

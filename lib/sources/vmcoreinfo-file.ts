@@ -9,8 +9,8 @@ import { readSmallFile } from './small-file.js';
  * The note that a file holds.
  * @throws VmcoreError READ, or BAD_INPUT when there is no VMCOREINFO in it or it is larger than any
  */
-export function readVmcoreinfo(path: string): ElfNote {
-  const note = fileNote(readSmallFile(path, 'VMCOREINFO', VMCOREINFO_LIMIT));
+export async function readVmcoreinfo(path: string): Promise<ElfNote> {
+  const note = fileNote(await readSmallFile(path, 'VMCOREINFO', VMCOREINFO_LIMIT));
   if (note !== null) return note;
   throw new VmcoreError(
     'BAD_INPUT',

@@ -1,11 +1,12 @@
 /** `vmcore dump` as a user meets it: options, exit codes, what is on stdout and stderr, what is left of a failure. */
 
-import { execFileSync } from 'node:child_process';
+import { execFileSync, spawnSync } from 'node:child_process';
 import {
   closeSync,
   openSync,
   readdirSync,
   readFileSync,
+  readlinkSync,
   readSync,
   rmSync,
   statSync,
@@ -18,7 +19,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t, { type Test } from 'tap';
 import { makeCore, smallCore } from '../sources/elf-fixtures.js';
-import { needsTools } from '../tools.js';
+import { needsTools, skipUnless } from '../tools.js';
 import { checkFailure, eachOf, hasPartial, runCli, runShell, startCli, until } from './run-cli.js';
 
 /** The smallest demo guest. */
@@ -577,6 +578,59 @@ t.test('a signal while the reader does not read', async (t) => {
     }
   t.same(readdirSync(folder), []);
 });
+
+/** A mount of our own, which nobody else sees. */
+const MOUNT = ['unshare', '-rm', 'mount', '--bind'] as const;
+const noMounts = skipUnless(
+  spawnSync(MOUNT[0], [...MOUNT.slice(1), '/tmp', '/tmp']).status === 0 ? [] : ['mounts of its own'],
+);
+
+t.test('targets: a file that something was mounted on', { skip: noMounts }, async (t) => {
+  const folder = t.testdir({ host: 'old', vmcore: '' });
+  const mounted = (options: string) =>
+    runShell(`unshare -rm sh -c "mount --bind host vmcore && exec $vmcore dump ${DEMO} ${options}"`, folder);
+  const refused = await mounted('-o vmcore --force');
+  checkFailure(t, refused, 1, /cannot write vmcore: is a mount point, which cannot be replaced; /, 'refused');
+  t.same(readdirSync(folder).sort(), ['host', 'vmcore']);
+  const fd = await mounted('--fd 3 3> vmcore');
+  t.equal(fd.code, 0, fd.stderr);
+  t.ok(statSync(join(folder, 'host')).size > 1000, 'by its descriptor it can be written');
+});
+
+t.test('small files: a FIFO is read when it is written to, and can be interrupted until then', async (t) => {
+  const folder = t.testdir({ 'guest.ram': 'A'.repeat(8192), 'regs.txt': REGISTERS });
+  execFileSync('mkfifo', [join(folder, 'fifo')]);
+  writeFileSync(
+    join(folder, 'guest.json'),
+    JSON.stringify({ version: 1, arch: 'x86_64', memory: [{ base: 0, length: 4096 }], registers: 'fifo' }),
+  );
+  const commands: readonly (readonly string[])[] = [
+    ['raw:guest.ram', '--registers', 'fifo'],
+    ['raw:guest.ram', '--vmcoreinfo', 'fifo'],
+    ['guest.json'],
+  ];
+  for (const args of commands)
+    for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+      const { child, ended } = startCli(['dump', ...args, '-o', 'x'], { cwd: folder });
+      await until(() => opens(child.pid!, join(folder, 'fifo')));
+      child.kill(signal);
+      t.match(await ended, { code: signal === 'SIGINT' ? 130 : 143, stderr: '' }, `${args.join(' ')}: ${signal}`);
+    }
+  const script = '$vmcore dump raw:guest.ram --registers <(sleep 0.2; cat regs.txt) -o x';
+  t.match(await runShell(script, folder), { code: 0, stderr: '' });
+});
+
+/** Whether a process has a file open. */
+function opens(pid: number, path: string): boolean {
+  const links = readdirSync(`/proc/${pid}/fd`).map((fd) => {
+    try {
+      return readlinkSync(`/proc/${pid}/fd/${fd}`);
+    } catch {
+      return '';
+    }
+  });
+  return links.includes(path);
+}
 
 t.test('a signal while there is nothing to do but wait', async (t) => {
   const folder = t.testdir({});

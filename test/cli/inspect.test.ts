@@ -1,11 +1,12 @@
 /** `vmcore inspect` as a user meets it. */
 
 import { execFileSync } from 'node:child_process';
-import { writeFileSync } from 'node:fs';
+import { chmodSync, closeSync, openSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
 import type { Inspection } from '../../lib/inspect.js';
 import { makeCore, pattern, smallCore } from '../sources/elf-fixtures.js';
+import { asNobody, NOBODY } from '../tools.js';
 import { checkFailure, runCli, runShell } from './run-cli.js';
 
 const DEMO = 'demo:64M';
@@ -129,4 +130,34 @@ t.test('a reader that goes away, a disk that is full', async (t) => {
   t.equal(gone.code, 0);
   t.equal(gone.stderr, '');
   checkFailure(t, await run(`$vmcore inspect ${DEMO} > /dev/full`), 1, /cannot write stdout: no space left/, 'full');
+});
+
+t.test('stdin is what is inspected, not a file of that name', async (t) => {
+  const folder = t.testdir({ stdin: Buffer.from(makeCore({ segments: [{ vaddr: 0xffff888000000000n }] })) });
+  writeFileSync(join(folder, 'core'), smallCore());
+  const { code, stdout, stderr } = await runShell('cat core | $vmcore inspect - --json', folder);
+  t.equal(code, 0, stderr);
+  t.match(JSON.parse(stdout.toString()), { format: 'ELF core (stream)', mappings: [] });
+});
+
+t.test('what was handed over is read, although it may not be opened again', { skip: asNobody }, async (t) => {
+  const folder = t.testdir({});
+  const run = async (file: string) => {
+    const path = join(folder, file);
+    chmodSync(path, 0o600);
+    const fd = openSync(path, 'r');
+    const result = await runCli(['inspect', '-', '--json'], { stdio: [fd, 'pipe', 'pipe'], ...NOBODY });
+    closeSync(fd);
+    t.equal(result.code, 0, `${file}: ${result.stderr}`);
+    return JSON.parse(result.stdout.toString()) as Inspection;
+  };
+  writeFileSync(join(folder, 'core'), smallCore());
+  t.match(await run('core'), { format: 'ELF64 core, EM_X86_64' });
+  await runCli(['dump', DEMO, '-f', 'kdump-zlib', '-o', 'kdump'], { cwd: folder });
+  t.match(await run('kdump'), { format: 'flattened kdump, zlib' });
+  writeFileSync(
+    join(folder, 'guest.json'),
+    JSON.stringify({ version: 1, arch: 'x86_64', memory: [{ base: 0, length: 4096 }] }),
+  );
+  t.match(await run('guest.json'), { format: 'guest description' });
 });

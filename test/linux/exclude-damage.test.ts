@@ -102,7 +102,7 @@ for (const name of NAMES)
     const { ram, vmcoreinfo } = await busyGuest(name);
     const file = FileBacking.open(ram);
     const backing = new FlippedBacking(file);
-    const note = vmcoreinfoNote(readSmallFile(vmcoreinfo, 'VMCOREINFO'));
+    const note = vmcoreinfoNote(await readSmallFile(vmcoreinfo, 'VMCOREINFO'));
     const regions = [{ base: 0, length: file.size, backing, offset: 0 }];
     const guest = new MemoryGuest({ name, arch: 'x86_64', regions, cpus: [], notes: [note] });
     const symbols = new KernelSymbols(parseVmcoreinfo(note.desc), name);

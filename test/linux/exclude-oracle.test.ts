@@ -56,7 +56,7 @@ const ORACLES: readonly Oracle[] = [
 
 for (const { guest: name, paging, skip, makedumpfile } of ORACLES)
   t.test(`${name}: the pages kept are makedumpfile's`, { skip: skip || (await needsBusyGuests(name)) }, async (t) => {
-    const guest = openGuestDescription((await busyGuest(name)).description);
+    const guest = await openGuestDescription((await busyGuest(name)).description);
     const elf = join(folder, 'elf');
     await dump(guest, { format: 'elf', paging }, { file: elf, force: true }).finished;
     for (const level of LEVELS) {

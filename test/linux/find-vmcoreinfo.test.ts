@@ -1,6 +1,8 @@
 import t from 'tap';
 import { encodeNote, type ElfNote, NOTE_NAME_VMCOREINFO } from '../../lib/formats/notes.js';
+import type { Guest, LiveReport } from '../../lib/guest.js';
 import { findVmcoreinfoInMemory } from '../../lib/linux/find-vmcoreinfo.js';
+import { withVmcoreinfo } from '../../lib/linux/with-vmcoreinfo.js';
 import type { Backing } from '../../lib/physical-memory.js';
 import { MemoryGuest } from '../../lib/sources/memory-guest.js';
 import { PAGE_SIZE } from '../../lib/stage.js';
@@ -36,6 +38,21 @@ t.test('finds the text, and the note around it', async (t) => {
     t.equal(found?.paddr, TEXT_AT, form);
     t.strictSame(Buffer.from(found!.note.raw), Buffer.from(kernel.note.raw), form);
   }
+});
+
+t.test('a guest with VMCOREINFO is what it was without', async (t) => {
+  const kernel = new SyntheticKernel();
+  putText(kernel, kernel.note);
+  const live = { report: {} as LiveReport, release: async () => {} };
+  const bare = guestOf(kernel);
+  const given: Guest = Object.assign(bare, { live, missing: null });
+  const { guest, paddr } = await withVmcoreinfo(given);
+  t.equal(paddr, TEXT_AT);
+  t.equal(guest.live, live, 'a machine that is alive can be released');
+  t.strictSame(
+    guest.notes.map(({ name }) => name),
+    [NOTE_NAME_VMCOREINFO],
+  );
 });
 
 t.test('what leads to no kernel is no VMCOREINFO', async (t) => {

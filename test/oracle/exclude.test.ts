@@ -11,7 +11,7 @@ import { findVmcoreinfo } from '../../lib/formats/vmcoreinfo.js';
 import type { Guest } from '../../lib/guest.js';
 import { inspect } from '../../lib/inspect.js';
 import type { DumpRequest } from '../../lib/request.js';
-import { readElfProgramHeaders } from '../../lib/sources/elf-core.js';
+import { openElfCore } from '../../lib/sources/elf-core.js';
 import { FileBacking } from '../../lib/sources/file-backing.js';
 import { openGuestDescription } from '../../lib/sources/guest-description.js';
 import { openKdump } from '../../lib/sources/kdump-core.js';
@@ -213,7 +213,9 @@ t.test(
 
 /** PT_LOADs without their file offsets. */
 async function segments(path: string): Promise<unknown[]> {
-  const { programHeaders } = (await readElfProgramHeaders(path))!;
+  const core = await openElfCore(path);
+  const { programHeaders } = await core.programHeaders();
+  core.close();
   const loads = programHeaders.filter(({ type }) => type === PT_LOAD);
   return loads.map(({ vaddr, paddr, memsz, filesz }) => ({ vaddr, paddr, memsz, filesz }));
 }
@@ -246,7 +248,7 @@ t.test(
   { skip: noGuests('linux-5g') || noPython },
   async (t) => {
     const oracle = await oracleGuest('linux-5g');
-    const guest = openGuestDescription(oracle.path('guest.json'));
+    const guest = await openGuestDescription(oracle.path('guest.json'));
     const path = join(folder, `${++files}`);
     const split = ['--below-4g', String(oracle.manifest.ram.below4g)];
     const args = ['dump', `raw:${oracle.path('guest.ram')}`, ...split, '-f', 'kdump-raw-lzo', '-d', '31', '-o', path];

@@ -25,7 +25,7 @@ const noMakedumpfile = needsTools('makedumpfile');
 
 async function open(name: GuestName): Promise<{ guest: Guest; path(file: string): string }> {
   const oracle = await oracleGuest(name);
-  return { guest: openGuestDescription(oracle.path('guest.json')), path: oracle.path };
+  return { guest: await openGuestDescription(oracle.path('guest.json')), path: oracle.path };
 }
 
 async function write(guest: Guest, name: string, codec: KdumpCodec, flattened = false): Promise<string> {

@@ -61,7 +61,7 @@ async function leave(name: string, traits: GuestTraits, { qemu: binary }: Trixie
     await qemu.stop();
     const taken = await take(qemu, traits, into);
     await qemu.dump({ paging: false, file: path('qemu.kdump-raw-zlib'), format: 'kdump-raw-zlib' });
-    return { taken, guest: openGuestDescription(path('guest.json')), path };
+    return { taken, guest: await openGuestDescription(path('guest.json')), path };
   } finally {
     await qemu.quit();
   }

@@ -69,7 +69,7 @@ t.test('memory from files and zeros, in any order', async (t) => {
     }),
     { ram },
   );
-  const guest = openGuestDescription(path);
+  const guest = await openGuestDescription(path);
   t.teardown(() => guest.close());
   t.equal(guest.name, path);
   t.equal(guest.arch, 'x86_64');
@@ -91,7 +91,7 @@ t.test('paths are relative to the description, not to where we are', async (t) =
   writeFileSync(join(folder, 'ram'), Buffer.alloc(PAGE));
   symlinkSync('ram', join(folder, 'link'));
   writeFileSync(join(folder, 'guest.json'), JSON.stringify(plain({ memory: [{ ...block(0), file: 'link' }] })));
-  openGuestDescription(join(folder, 'guest.json')).close();
+  (await openGuestDescription(join(folder, 'guest.json'))).close();
 });
 
 t.test('registers from a text, overridden CPU by CPU', async (t) => {
@@ -100,7 +100,7 @@ t.test('registers from a text, overridden CPU by CPU', async (t) => {
     { rip: '0xffffffff81000000', kernelGsBase: '18446612682070000000', gs: { flags: 0xc09300 }, efer: '0xd01' },
     { rax: 7 },
   ];
-  const guest = openGuestDescription(folderWith(t, plain({ registers: 'regs', cpus }), { regs: REGISTERS }));
+  const guest = await openGuestDescription(folderWith(t, plain({ registers: 'regs', cpus }), { regs: REGISTERS }));
   t.match(guest.cpus, [
     { rip: 0x1000n, rax: 1n, longMode: false, system: { cr0: 0x11n, kernelGsBase: 0n, gdt: { limit: 0x37 } } },
     {
@@ -116,7 +116,7 @@ t.test('registers from a text, overridden CPU by CPU', async (t) => {
 
 t.test('without EFER, CS says whether a CPU is in long mode', async (t) => {
   const cpus = [{ cs: { flags: '0xaf9b00' } }, { cs: { flags: '0xcf9b00' } }, { cr3: '0x1000' }];
-  const guest = openGuestDescription(folderWith(t, plain({ cpus })));
+  const guest = await openGuestDescription(folderWith(t, plain({ cpus })));
   t.same(
     guest.cpus.map(({ longMode, system }) => [longMode, system?.cr3]),
     [
@@ -132,16 +132,19 @@ t.test('VMCOREINFO as text and as a whole note', async (t) => {
     Buffer.from('OSRELEASE=6.1\n'),
     encodeNote('VMCOREINFO', 0, Buffer.from('OSRELEASE=6.1\n')).raw,
   ]) {
-    const guest = openGuestDescription(folderWith(t, plain({ vmcoreinfo: 'info' }), { info: file }));
+    const guest = await openGuestDescription(folderWith(t, plain({ vmcoreinfo: 'info' }), { info: file }));
     t.equal(findVmcoreinfo(guest.notes)?.get('OSRELEASE'), '6.1');
   }
   const other = folderWith(t, plain({ vmcoreinfo: 'info' }), { info: Buffer.from('CPU#0\n') });
-  t.throws(() => openGuestDescription(other), { code: 'BAD_INPUT', message: /no VMCOREINFO in .*info; give the text/ });
+  await t.rejects(openGuestDescription(other), {
+    code: 'BAD_INPUT',
+    message: /no VMCOREINFO in .*info; give the text/,
+  });
 });
 
 t.test('a byte order mark and $schema do no harm', async (t) => {
   const text = `\ufeff${JSON.stringify(plain({ $schema: './guest-description.schema.json' }))}`;
-  openGuestDescription(folderWith(t, text)).close();
+  (await openGuestDescription(folderWith(t, text))).close();
 });
 
 t.test('what is wrong is said in one line, with the member', async (t) => {
@@ -194,9 +197,9 @@ t.test('what is wrong is said in one line, with the member', async (t) => {
   ];
   for (const [name, description, message] of wrong) {
     const path = folderWith(t, description);
-    t.throws(() => openGuestDescription(path), { code: 'BAD_INPUT', message }, name);
+    await t.rejects(openGuestDescription(path), { code: 'BAD_INPUT', message }, name);
     try {
-      openGuestDescription(path);
+      await openGuestDescription(path);
     } catch (error) {
       t.notMatch((error as Error).message, /\n/, `${name}: one line`);
     }
@@ -205,18 +208,18 @@ t.test('what is wrong is said in one line, with the member', async (t) => {
 
 t.test('files that are missing, short or no files', async (t) => {
   const file = (more: object) => plain({ memory: [{ ...block(0), file: 'ram', ...more }] });
-  const opens = (description: unknown, files?: Record<string, string | Uint8Array>) => () =>
-    openGuestDescription(folderWith(t, description, files)).close();
+  const opens = (description: unknown, files?: Record<string, string | Uint8Array>) =>
+    openGuestDescription(folderWith(t, description, files)).then((guest) => guest.close());
 
-  t.throws(opens(file({})), { code: 'READ', message: /open .*ram: no such file/ });
-  t.throws(opens(plain({ registers: 'regs' })), { code: 'READ', message: /read .*regs: no such file/ });
-  t.throws(opens(plain({ vmcoreinfo: 'info' })), { code: 'READ', message: /read .*info: no such file/ });
-  t.throws(() => openGuestDescription('/nowhere/guest.json'), { code: 'READ', message: /no such file/ });
-  t.throws(() => openGuestDescription('/dev/zero'), {
+  await t.rejects(opens(file({})), { code: 'READ', message: /open .*ram: no such file/ });
+  await t.rejects(opens(plain({ registers: 'regs' })), { code: 'READ', message: /read .*regs: no such file/ });
+  await t.rejects(opens(plain({ vmcoreinfo: 'info' })), { code: 'READ', message: /read .*info: no such file/ });
+  await t.rejects(openGuestDescription('/nowhere/guest.json'), { code: 'READ', message: /no such file/ });
+  await t.rejects(openGuestDescription('/dev/zero'), {
     code: 'BAD_INPUT',
     message: /^\/dev\/zero: a guest description is at most/,
   });
-  t.throws(opens(file({ offset: 1 }), { ram: Buffer.alloc(PAGE) }), {
+  await t.rejects(opens(file({ offset: 1 }), { ram: Buffer.alloc(PAGE) }), {
     code: 'TRUNCATED',
     message: /guest\.json: memory\[0\]: block 0x0\+0x1000 ends at byte 4097 of .*ram, which has only 4096 bytes$/,
   });
@@ -228,7 +231,7 @@ t.test('blocks that are no whole pages, as device memory may be', async (t) => {
   const memory = blocks.map((one) => ({ ...one, file: 'ram', offset: one.base }));
   const path = folderWith(t, plain({ memory, cpus: [{ rip: 1 }] }), { ram });
   for (const format of ['elf', 'kdump-raw-lzo'] as const) {
-    const guest = openGuestDescription(path);
+    const guest = await openGuestDescription(path);
     const file = `${path}.${format}`;
     await dump(guest, { format }, { file }).finished;
     guest.close();
@@ -245,7 +248,7 @@ t.test('blocks that are no whole pages, as device memory may be', async (t) => {
 
 t.test('a file that shrinks while it is read', async (t) => {
   const path = folderWith(t, plain({ memory: [{ ...block(0), file: 'ram' }] }), { ram: Buffer.alloc(PAGE) });
-  const guest = openGuestDescription(path);
+  const guest = await openGuestDescription(path);
   t.teardown(() => guest.close());
   truncateSync(join(path, '..', 'ram'), 100);
   t.throws(() => guest.memory!.read(0, new Uint8Array(PAGE)), { code: 'TRUNCATED' });
@@ -264,7 +267,7 @@ t.test('a description of the demo guest has its CPUs', async (t) => {
   const text = writeGuestDescription(description);
   t.match(text, /^\{\n {2}"version": 1,/);
   t.match(text, /"cr3": "0x[0-9a-f]+"/);
-  const guest = guestOfDescription(parseGuestDescription(text, 'it'), 'it');
+  const guest = await guestOfDescription(parseGuestDescription(text, 'it'), 'it');
   t.strictSame(guest.cpus, demo.cpus);
   t.match(guest.blocks, description.memory);
 });

@@ -8,6 +8,7 @@ import { VmcoreError } from '../../lib/errors.js';
 import { encodeFlattenedEnd, encodeFlattenedHeader, encodeFlattenedRecord } from '../../lib/formats/flattened.js';
 import { encodePageDescriptor } from '../../lib/formats/kdump.js';
 import type { Guest } from '../../lib/guest.js';
+import type { ByteInput } from '../../lib/sources/byte-input.js';
 import { openKdump } from '../../lib/sources/kdump-core.js';
 import { DEFAULT_KDUMP_LIMITS } from '../../lib/sources/kdump-headers.js';
 import { openKdumpStream } from '../../lib/sources/kdump-stream.js';
@@ -348,6 +349,18 @@ t.test('streams that end early, are something else or too much are refused', asy
 });
 
 // Fuzz ----------------------------------------------------------------------------------------------------------------
+
+t.test('without a place to keep it, a stream is let go of', async (t) => {
+  let closed = false;
+  const input: ByteInput = {
+    readSome: async () => 0,
+    close: () => {
+      closed = true;
+    },
+  };
+  await t.rejects(openKdumpStream(input, 'stdin', { folder: '/nonexistent' }), { code: 'WRITE' });
+  t.ok(closed);
+});
 
 t.test('fuzz: a damaged file is read or refused in one line', async () => {
   const flat = await kdumpBytes(GUEST, { codec: 'lzo', flattened: true });

@@ -24,7 +24,7 @@ t.test('the text in all shapes, and whole notes', async (t) => {
   };
   for (const [title, file] of Object.entries(texts)) {
     const folder = t.testdir({ info: Buffer.from(file as string) });
-    const note = readVmcoreinfo(join(folder, 'info'));
+    const note = await readVmcoreinfo(join(folder, 'info'));
     t.equal(findVmcoreinfo([note])?.get('OSRELEASE'), '6.1.0', title);
     t.equal(findVmcoreinfo([note])?.number('phys_base'), -1n, title);
   }
@@ -33,8 +33,8 @@ t.test('the text in all shapes, and whole notes', async (t) => {
 t.test('the note of a Windows driver, whatever its name', async (t) => {
   const { raw, desc } = windowsGuestFixture().guest.notes[0]!;
   const folder = t.testdir({ driver: Buffer.from(raw), named: Buffer.from(encodeNote('WINDUMP', 0, desc).raw) });
-  t.same(Buffer.from(readVmcoreinfo(join(folder, 'driver')).raw), Buffer.from(raw));
-  t.match(readVmcoreinfo(join(folder, 'named')), { name: 'WINDUMP' });
+  t.same(Buffer.from((await readVmcoreinfo(join(folder, 'driver'))).raw), Buffer.from(raw));
+  t.match(await readVmcoreinfo(join(folder, 'named')), { name: 'WINDUMP' });
 });
 
 t.test('another file is refused, and never read without a bound', async (t) => {
@@ -55,8 +55,8 @@ t.test('another file is refused, and never read without a bound', async (t) => {
     Object.fromEntries(Object.entries(files).map(([name, file]) => [name, Buffer.from(file as string)])),
   );
   for (const path of ['/dev/null', '/bin/sh', ...Object.keys(files).map((name) => join(folder, name))])
-    t.throws(
-      () => readVmcoreinfo(path),
+    await t.rejects(
+      readVmcoreinfo(path),
       {
         code: 'BAD_INPUT',
         message:
@@ -64,6 +64,9 @@ t.test('another file is refused, and never read without a bound', async (t) => {
       },
       path,
     );
-  t.throws(() => readVmcoreinfo('/dev/zero'), { code: 'BAD_INPUT', message: '/dev/zero: VMCOREINFO is at most 1 MiB' });
-  t.throws(() => readVmcoreinfo('/nowhere'), { code: 'READ', message: /\/nowhere: no such file/ });
+  await t.rejects(readVmcoreinfo('/dev/zero'), {
+    code: 'BAD_INPUT',
+    message: '/dev/zero: VMCOREINFO is at most 1 MiB',
+  });
+  await t.rejects(readVmcoreinfo('/nowhere'), { code: 'READ', message: /\/nowhere: no such file/ });
 });
