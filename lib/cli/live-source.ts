@@ -73,7 +73,11 @@ export function liveOpenOptions(args: LiveArguments): OpenGuestOptions {
   };
 }
 
-const WAYS: Readonly<Record<LiveReport['memoryPath'], string>> = {
+type MemoryWay = LiveReport['memoryPath'];
+
+const WAYS_BY_SPEED: readonly MemoryWay[] = ['file', 'proc', 'stream'];
+
+const WAYS: Readonly<Record<MemoryWay, string>> = {
   file: 'from the file behind it',
   proc: "from QEMU's process",
   stream: "through QEMU's own dump",
@@ -81,12 +85,23 @@ const WAYS: Readonly<Record<LiveReport['memoryPath'], string>> = {
 
 /** The lines of a summary that tell how a live machine was read. */
 export function liveText(report: LiveReport): string[] {
-  const { memoryPath, memory, copiedBytes, spooledBytes } = report;
-  const from = [...new Set(memory.filter(({ way }) => way === memoryPath).map((block) => block.from))];
-  const place = memoryPath === 'stream' ? '' : ` (${from.join(', ')})`;
+  const { memoryPath, copiedBytes, spooledBytes } = report;
+  const others = WAYS_BY_SPEED.filter((way) => way !== memoryPath).map((way) => otherText(report, way));
   const spooled = spooledBytes ? ` (${formatSize(spooledBytes)} of it to a temporary file)` : '';
   const copied = copiedBytes === undefined ? '' : `, and copied first${spooled}`;
-  return [`memory read ${WAYS[memoryPath]}${place}${copied}`, stateText(report)];
+  return [`memory read ${wayText(report, memoryPath)}${others.join('')}${copied}`, stateText(report)];
+}
+
+/** The blocks that were not read as most of the memory was. */
+function otherText(report: LiveReport, way: MemoryWay): string {
+  const bytes = report.memory.reduce((sum, block) => sum + (block.way === way ? block.length : 0), 0);
+  return bytes === 0 ? '' : `, ${formatSize(bytes)} of it ${wayText(report, way)}`;
+}
+
+/** A way of reading, and where it reads. */
+function wayText({ memory }: LiveReport, way: MemoryWay): string {
+  const from = new Set(memory.filter((block) => block.way === way).map((block) => block.from));
+  return way === 'stream' ? WAYS[way] : `${WAYS[way]} (${[...from].join(', ')})`;
 }
 
 /** What became of the machine. */

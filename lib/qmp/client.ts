@@ -58,6 +58,11 @@ export interface QmpClient {
   execute(command: string, args?: QmpArguments, options?: ExecuteOptions): Promise<QmpValue>;
   /** Hears of events until the function that is returned is called. */
   onEvent(listener: (event: QmpEvent) => void): () => void;
+  /**
+   * Another connection to the same monitor, for when this one has ended; absent or null where there is none to be had.
+   * @throws VmcoreError
+   */
+  reconnect?(): Promise<QmpClient | null>;
   /** Ends the connection; commands that are under way fail. */
   close(): void;
 }
@@ -124,7 +129,7 @@ const SHOWN = 300;
 export async function connectQmp(address: string, options: ConnectOptions = {}): Promise<QmpConnection> {
   const { signal, patience = GREETING_PATIENCE, oob = false } = options;
   const name = `QEMU at ${address}`;
-  const client = new SocketClient(await openSocket(address, signal), name);
+  const client = new SocketClient(await openSocket(address, signal), name, () => connectQmp(address));
   const abort = () => client.fail(new VmcoreError('ABORTED', `connecting to ${name} was given up`));
   const timeout = setTimeout(() => client.fail(silentError(name, patience)), patience);
   signal?.addEventListener('abort', abort, { once: true });
@@ -248,6 +253,7 @@ class SocketClient implements QmpConnection {
   constructor(
     private readonly socket: Socket,
     readonly name: string,
+    readonly reconnect: () => Promise<QmpConnection>,
   ) {
     this.peerPid = peerPid(socket);
     this.passesDescriptors = canSendDescriptors(socket);

@@ -19,19 +19,44 @@ export interface ProxyContext extends DumpContext {
   readonly descriptors: SharedDescriptors;
 }
 
+const busy = dumpInProcess;
+
 /**
- * What QEMU refuses while it dumps, and with which words. And `system_reset`, which it does not: it would reset what is
- * being dumped, and ends QEMU 7.2 altogether.
+ * What would have the machine run, or put another one, other memory or other registers in its place, while it is read.
+ * QEMU refuses the first three while it dumps by itself. It does not refuse the others: of a snapshot that is loaded it
+ * tells nobody, and a reset ends QEMU 7.2 altogether.
  */
 const REFUSED_DURING_DUMPS: ReadonlyMap<string, () => QmpError> = new Map([
-  ['stop', dumpInProcess],
-  ['cont', dumpInProcess],
-  ['system_reset', dumpInProcess],
+  ['stop', busy],
+  ['cont', busy],
   ['migrate', () => new QmpError('Live migration disabled: dump-guest-memory in progress')],
+  ['system_reset', busy],
+  ['system_wakeup', busy],
+  ['snapshot-load', busy],
+  ['migrate-incoming', busy],
+  ['migrate-recover', busy],
+  ['migrate-start-postcopy', busy],
+  ['x-colo-lost-heartbeat', busy],
+  ['x-exit-preconfig', busy],
+  ['xen-load-devices-state', busy],
+  ['replay-seek', busy],
+  ['inject-nmi', busy],
 ]);
 
-/** The same commands of the human monitor, with their short names. */
-const REFUSED_LINES = /^\s*(?:stop|s|cont|c|system_reset|migrate)(?:\s|$)/;
+/**
+ * The same commands of the human monitor, with their short names, and what only it has: to load a snapshot, to write to
+ * a port, to let a debugger in, and to dump past us.
+ */
+const REFUSED_LINES: ReadonlySet<string> = new Set([
+  ...['stop', 's', 'cont', 'c', 'migrate', 'system_reset', 'system_wakeup', 'loadvm', 'migrate_incoming'],
+  ...['migrate_recover', 'migrate_start_postcopy', 'x_colo_lost_heartbeat', 'replay_seek', 'nmi', 'mce', 'o'],
+  ...['gdbserver', 'dump-guest-memory'],
+]);
+
+/** The command of a line, as the human monitor finds it: a name ends with a blank, or with the slash of a format. */
+function commandOf(line: string): string {
+  return /^\s*([^\s/]*)/.exec(line)![1]!;
+}
 
 /** Commands as a monitor wants them. */
 export class ProxyBackend implements Backend {
@@ -57,7 +82,7 @@ export class ProxyBackend implements Backend {
     if (!oob && this.context.dumps.active) {
       const refusal = REFUSED_DURING_DUMPS.get(command);
       if (refusal) throw refusal();
-      if (command === 'human-monitor-command' && REFUSED_LINES.test(String(args.get('command-line'))))
+      if (command === 'human-monitor-command' && REFUSED_LINES.has(commandOf(String(args.get('command-line')))))
         return `Error: ${dumpInProcess().desc}\r\n`;
     }
     return this.#forward({ command, args, oob }, monitor);

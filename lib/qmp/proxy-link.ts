@@ -183,5 +183,9 @@ export class OwnClient implements QmpClient {
     return this.connection.onEvent(listener);
   }
 
+  async reconnect(): Promise<QmpClient | null> {
+    return (await this.connection.reconnect?.()) ?? null;
+  }
+
   close(): void {}
 }

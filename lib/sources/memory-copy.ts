@@ -3,7 +3,6 @@
  * It is in our own memory as far as that may go, and then in a temporary file, if there is one.
  */
 
-import { freemem } from 'node:os';
 import { VmcoreError } from '../errors.js';
 import type { Guest } from '../guest.js';
 import type { Backing, DataRun, MemoryRegion } from '../physical-memory.js';
@@ -11,6 +10,7 @@ import { formatSize } from '../sizes.js';
 import { SlabPool } from '../slab-pool.js';
 import { type Chunk, chunkBytes, releaseChunk } from '../stage.js';
 import { nonZeroRuns } from '../zeros.js';
+import { availableMemory } from './available-memory.js';
 import type { FileBacking } from './file-backing.js';
 import type { SpoolFile } from './spool-file.js';
 
@@ -25,7 +25,7 @@ const STAGE_BYTES = 2 << 20;
 
 /** Bytes of memory that a copy may have unless told otherwise: half of what is available. */
 export function defaultCopyLimit(): number {
-  return Math.floor(Math.min(freemem(), process.constrainedMemory() || Number.POSITIVE_INFINITY) / 2);
+  return Math.floor(availableMemory() / 2);
 }
 
 /** Where a copy may go. */
@@ -62,13 +62,18 @@ export class MemoryCopy implements Backing {
    */
   static async of(guest: Guest, room: CopyRoom, signal?: AbortSignal): Promise<MemoryCopy> {
     const copy = new MemoryCopy(guest.name, room);
-    for await (const chunk of guest.chunks({ pool: new SlabPool(SLABS) })) {
-      if (signal?.aborted) throw new VmcoreError('ABORTED', `copying ${guest.name} was given up`);
-      await copy.#add(chunk);
-      releaseChunk(chunk);
+    try {
+      for await (const chunk of guest.chunks({ pool: new SlabPool(SLABS) })) {
+        if (signal?.aborted) throw new VmcoreError('ABORTED', `copying ${guest.name} was given up`);
+        await copy.#add(chunk);
+        releaseChunk(chunk);
+      }
+      await copy.#finish();
+      return copy;
+    } catch (error) {
+      copy.close();
+      throw error;
     }
-    await copy.#finish();
-    return copy;
   }
 
   /** Bytes that were copied. */

@@ -59,10 +59,19 @@ export class Pagemap {
     if (page >= this.#first && page < this.#behind) return true;
     const bytes = Math.min(BATCH, last - page) * ENTRY;
     this.#behind = 0;
-    if (readSync(this.fd, this.#entries, 0, bytes, page * ENTRY) !== bytes) return false;
+    if (this.#read(bytes, page * ENTRY) !== bytes) return false;
     this.#first = page;
     this.#behind = page + bytes / ENTRY;
     return true;
+  }
+
+  /** @returns how many bytes there were: none where they may not, or cannot, be read */
+  #read(bytes: number, offset: number): number {
+    try {
+      return readSync(this.fd, this.#entries, 0, bytes, offset);
+    } catch {
+      return 0;
+    }
   }
 
   #isTouched(page: number): boolean {

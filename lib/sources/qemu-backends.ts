@@ -9,10 +9,10 @@
 import { type Stats, statSync } from 'node:fs';
 import { isAbsolute } from 'node:path';
 import { messageOf, VmcoreError } from '../errors.js';
-import type { Backing } from '../physical-memory.js';
+import type { Backing, MemoryBlock } from '../physical-memory.js';
 import { objectOf, type QmpClient, type QmpValue } from '../qmp/client.js';
 import { FileBacking } from './file-backing.js';
-import { hostAddress, isSameFile, mappingAt, openFileOf, processOf } from './qemu-process.js';
+import { type BlockInProcess, findInProcess, isSameFile, openFileOf } from './qemu-process.js';
 
 /** A memory backend that is a shared mapping. */
 export interface SharedBackend {
@@ -63,10 +63,7 @@ export interface FilePlace {
 }
 
 /** What is looked for in a backend's file. */
-export interface WantedBlock {
-  /** guest physical address of its first byte */
-  readonly base: number;
-  readonly length: number;
+export interface WantedBlock extends MemoryBlock {
   /** offset of its first byte in the backend */
   readonly offset: number;
 }
@@ -82,23 +79,30 @@ export async function openBackend(
   block: WantedBlock,
   pid: number | undefined,
 ): Promise<FilePlace> {
-  const named = openByPath(backend, block, client, pid);
-  const isOther = named !== null && (await isMappedThere(client, { ...named, base: block.base }, pid)) === false;
+  const seen = await attempt(() => findInProcess(client, block, pid));
+  const inProcess = seen instanceof VmcoreError ? null : seen;
+  const named = openByPath(backend, block, inProcess?.pid ?? pid ?? null);
+  const isOther = named !== null && inProcess !== null && !holds(inProcess, named);
   if (isOther) named.backing.close();
-  const place = named && !isOther ? named : await openMapped(client, block, pid);
+  const place = named && !isOther ? named : openMapped(seen, block);
   if (place.offset + block.length <= place.backing.size) return place;
   place.backing.close();
   throw new VmcoreError('READ', `${place.backing.name} is smaller than the memory that is in it`);
 }
 
+/** @returns what came of it, or why nothing did @throws VmcoreError ABORTED */
+async function attempt<T>(work: () => Promise<T>): Promise<T | VmcoreError> {
+  try {
+    return await work();
+  } catch (error) {
+    if (error instanceof VmcoreError && error.code !== 'ABORTED') return error;
+    throw error;
+  }
+}
+
 /** Null when there is no regular file of that name here, or in what QEMU has for its root. */
-function openByPath(
-  { path, offset }: SharedBackend,
-  block: WantedBlock,
-  client: QmpClient,
-  pid: number | undefined,
-): FilePlace | null {
-  const name = path === null ? null : visiblePath(path, pid ?? client.peerPid);
+function openByPath({ path, offset }: SharedBackend, block: WantedBlock, pid: number | null): FilePlace | null {
+  const name = path === null ? null : visiblePath(path, pid);
   return name === null ? null : { backing: FileBacking.open(name), offset: offset + block.offset };
 }
 
@@ -120,52 +124,51 @@ function fileAt(path: string): Stats | null {
   }
 }
 
-/** The file that QEMU's process has mapped where the block is: a memfd, a file in hugetlbfs, one that was removed. */
-async function openMapped(client: QmpClient, block: WantedBlock, pid: number | undefined): Promise<FilePlace> {
-  const process = processOf(client, pid);
-  const address = await hostAddress(client, block.base);
-  const path = mappedFile(process, address, block.length);
-  return { backing: FileBacking.open(path.name), offset: path.offset };
+/**
+ * The file that QEMU's process has mapped where the block is: a memfd, a file in hugetlbfs, one that was removed.
+ * @param seen where it is, or why that is not known
+ */
+function openMapped(seen: BlockInProcess | VmcoreError, { length }: WantedBlock): FilePlace {
+  if (seen instanceof VmcoreError) throw seen;
+  const { name, offset } = mappedFile(seen, length);
+  return { backing: FileBacking.open(name), offset };
 }
 
-function mappedFile(pid: number, address: number, length: number): { name: string; offset: number } {
+function mappedFile({ pid, address, mapping }: BlockInProcess, length: number): { name: string; offset: number } {
   try {
-    const mapping = mappingAt(pid, address);
-    if (mapping?.file && mapping.shared && address + length <= mapping.end) {
-      const name = openFileOf(pid, mapping.file);
-      if (name !== null) return { name, offset: mapping.offset + (address - mapping.start) };
-    }
+    const { file, shared, end } = mapping;
+    const name = file && shared && address + length <= end ? openFileOf(pid, file) : null;
+    if (name !== null) return { name, offset: mapping.offset + (address - mapping.start) };
   } catch (error) {
     throw new VmcoreError('READ', `process ${pid} may not be looked at: ${messageOf(error)}`);
   }
   throw new VmcoreError('READ', `no file that process ${pid} has open is mapped there`);
 }
 
-/** A block that is read from a file. */
-interface FileBlock {
-  /** guest physical address of its first byte */
-  readonly base: number;
-  /** offset of its first byte in the file */
-  readonly offset: number;
+/** Whether what is mapped where a block is in QEMU's process is that place of a file. */
+function holds({ address, mapping }: BlockInProcess, { backing, offset }: PlaceInFile): boolean {
+  const { file, shared, start } = mapping;
+  if (!file || !shared || !isSameFile(file, statSync(backing.name))) return false;
+  return mapping.offset + (address - start) === offset;
+}
+
+/** Where in a file something is. */
+interface PlaceInFile {
   readonly backing: Backing;
+  readonly offset: number;
 }
 
 /**
- * Whether QEMU's process has a block where we read it: in a file that has its name and is another one (a copy, or one
- * that took its place) much is equal. Null where that cannot be seen.
+ * Checks that QEMU's process has a block where we read it: in a file that has its name and is another one (a copy, or one
+ * that took its place) much is equal.
+ * @throws VmcoreError READ that it does not, or why that cannot be seen
  */
-export async function isMappedThere(
+export async function checkMapped(
   client: QmpClient,
-  block: FileBlock,
+  block: MemoryBlock & PlaceInFile,
   pid: number | undefined,
-): Promise<boolean | null> {
-  try {
-    const address = await hostAddress(client, block.base);
-    const mapping = mappingAt(processOf(client, pid), address);
-    if (!mapping?.file || !mapping.shared || !isSameFile(mapping.file, statSync(block.backing.name))) return false;
-    return mapping.offset + (address - mapping.start) === block.offset;
-  } catch (error) {
-    if (error instanceof VmcoreError && error.code === 'ABORTED') throw error;
-    return null;
-  }
+): Promise<void> {
+  const inProcess = await findInProcess(client, block, pid);
+  if (!holds(inProcess, block))
+    throw new VmcoreError('READ', `process ${inProcess.pid} does not have ${block.backing.name} mapped there`);
 }

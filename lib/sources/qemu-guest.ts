@@ -16,6 +16,7 @@ import { QemuDump } from './qemu-dump.js';
 import { readBlocks } from './qemu-layout.js';
 import { findMemory, type MemoryWay, NoRandomAccess, type ReadableBlock } from './qemu-memory.js';
 import type { MemoryPath, OpenQemuOptions } from './qemu-options.js';
+import { Patience, PatientClient } from './qemu-patience.js';
 import { Pause } from './qemu-pause.js';
 import { SpoolFile } from './spool-file.js';
 
@@ -48,17 +49,20 @@ async function openInPause(client: QmpClient, options: OpenQemuOptions, room: Co
     warnings.push(text);
     options.onWarning?.(text);
   };
-  const pause = await Pause.begin(client, warn);
+  const patience = () => new Patience(client.name, options.signal);
+  const hasty = new PatientClient(client, patience(), warn);
+  // Whoever is in a hurry need not wait until the machine runs again; but it shall, however long that takes.
+  const patient = new PatientClient(client, new Patience(client.name), warn);
+  const pause = await Pause.begin(patient, patience(), warn);
   let opened: Opened | null = null;
   try {
-    opened = await openPaused(client, { ...options, onWarning: warn });
+    opened = await openPaused(hasty, { ...options, onWarning: warn });
     const guest = new QemuGuest(client, pause, opened, { warn, warnings });
     if (room) await guest.copy(room, options.signal);
     return guest;
   } catch (error) {
     opened?.guest.close();
-    await opened?.end();
-    await releaseAfter(error, pause);
+    await patience().wait(releaseAfter(error, pause, opened));
     throw error;
   }
 }
@@ -69,8 +73,9 @@ function copyRoom({ copyLimit, copySpool }: OpenQemuOptions): CopyRoom {
 }
 
 /** Ends a pause because of an error; one more error is told with the first. */
-async function releaseAfter(error: unknown, pause: Pause): Promise<void> {
+async function releaseAfter(error: unknown, pause: Pause, opened: Opened | null): Promise<void> {
   try {
+    await opened?.end();
     await pause.release();
   } catch (second) {
     if (second === error || !(error instanceof VmcoreError) || !(second instanceof VmcoreError)) throw error;
@@ -183,14 +188,17 @@ class QemuGuest implements Guest, LiveMachine {
     return this.#inner.chunks(options);
   }
 
-  /** Copies the memory and lets the machine run on. @throws VmcoreError */
+  /**
+   * Copies the memory and lets the machine run on. Where that fails the copy is whole, and `release` says it again.
+   * @throws VmcoreError
+   */
   async copy(room: CopyRoom, signal: AbortSignal | undefined): Promise<void> {
     const original = this.#inner;
     const copy = await MemoryCopy.of(original, room, signal);
     const { name, arch, cpus, notes } = original;
     this.#inner = new MemoryGuest({ name, arch, cpus, notes, regions: copy.regionsOf(original) });
     this.#copied = { copiedBytes: copy.bytes, spooledBytes: copy.spooledBytes };
-    await this.release();
+    await this.release().catch(() => {});
     original.close();
   }
 

@@ -17,10 +17,10 @@ import { humanMonitor, type QmpClient } from '../qmp/client.js';
 import { formatSize } from '../sizes.js';
 import { PAGE_SIZE } from '../stage.js';
 import { nonZeroRuns } from '../zeros.js';
-import { isMappedThere, openBackend, type SharedBackend, sharedBackends } from './qemu-backends.js';
+import { checkMapped, openBackend, type SharedBackend, sharedBackends } from './qemu-backends.js';
 import { type FlatRange, parseFlatView, placeOf } from './qemu-flat-view.js';
 import { type DumpedRange, readRange } from './qemu-layout.js';
-import { hostAddress, ProcessMemory, processOf } from './qemu-process.js';
+import { findInProcess, ProcessMemory } from './qemu-process.js';
 
 /** Ways to read the memory: the files behind it, /proc/PID/mem, QEMU's own dump. */
 export type MemoryWay = 'file' | 'proc' | 'stream';
@@ -59,9 +59,21 @@ export interface MemoryChoice {
 
 /** Why a machine has to be read as one stream. */
 export class NoRandomAccess extends VmcoreError {
-  constructor(reasons: Iterable<string>) {
-    super('READ', [...reasons].join('; '));
+  constructor(reason: string) {
+    super('READ', reason);
   }
+}
+
+/** A block that no way could be taken for. */
+interface LeftBlock extends MemoryBlock {
+  /** why, by way */
+  readonly reasons: readonly string[];
+}
+
+/** The largest of the blocks that could be read in no other way is what counts: device memory is in no file, ever. */
+function noRandomAccess(left: readonly LeftBlock[]): NoRandomAccess {
+  const { base, length, reasons } = left.reduce((a, b) => (b.length > a.length ? b : a));
+  return new NoRandomAccess(`${formatSize(length)} at 0x${base.toString(16)}: ${reasons.join('; ')}`);
 }
 
 /**
@@ -73,7 +85,7 @@ export async function findMemory(
   blocks: readonly MemoryBlock[],
   choice: MemoryChoice,
 ): Promise<ReadableMemory> {
-  if (blocks.length > MAX_BLOCKS) throw new NoRandomAccess([`there are ${blocks.length} blocks of memory`]);
+  if (blocks.length > MAX_BLOCKS) throw new NoRandomAccess(`there are ${blocks.length} blocks of memory`);
   const finder = new MemoryFinder(client, choice);
   try {
     for (const block of blocks) await finder.find(block);
@@ -88,9 +100,7 @@ export async function findMemory(
 class MemoryFinder {
   readonly #found: ReadableBlock[] = [];
   readonly #unchecked: ReadableBlock[] = [];
-  readonly #left: MemoryBlock[] = [];
-  /** why a way could not be taken, by the first block that it could not be taken for */
-  readonly #reasons = new Map<MemoryWay, string>();
+  readonly #left: LeftBlock[] = [];
   readonly #openers: Readonly<Record<'file' | 'proc', (block: MemoryBlock) => Promise<ReadableBlock>>>;
   #machine: DumpedRange['machine'] | null = null;
 
@@ -102,19 +112,21 @@ class MemoryFinder {
   }
 
   async find(block: MemoryBlock): Promise<void> {
+    const reasons: string[] = [];
     for (const way of this.choice.ways) {
       this.#checkSignal();
       if (way === 'proc' && block.length < SMALL_BLOCK) break;
-      const opened = await this.#attempt(way, block);
-      if (opened && (await this.#accept(opened))) return;
+      const reason = await this.#attempt(way, block);
+      if (reason === null) return;
+      reasons.push(reason);
     }
-    this.#left.push(block);
+    this.#left.push({ ...block, reasons });
   }
 
   /** What is left comes from QEMU's dump, where it is little. @throws NoRandomAccess */
   async finish(): Promise<ReadableMemory> {
     const left = this.#left.reduce((sum, { length }) => sum + length, 0);
-    if (left > STREAMED_LIMIT) throw new NoRandomAccess(this.#reasons.values());
+    if (left > STREAMED_LIMIT) throw noRandomAccess(this.#left);
     for (const block of this.#left) this.#found.push(await this.#take(block));
     for (const block of this.#unchecked) await this.#acceptUntouched(block);
     this.#machine ??= (await this.#dump(firstPage(this.#found[0]!))).machine;
@@ -122,50 +134,42 @@ class MemoryFinder {
   }
 
   close(): void {
-    for (const { backing } of [...this.#found, ...this.#unchecked]) backing.close();
+    for (const backing of new Set([...this.#found, ...this.#unchecked].map(({ backing }) => backing))) backing.close();
   }
 
   #checkSignal(): void {
     if (this.choice.signal?.aborted) throw new VmcoreError('ABORTED', `looking at ${this.client.name} was given up`);
   }
 
-  async #attempt(way: 'file' | 'proc', block: MemoryBlock): Promise<ReadableBlock | null> {
+  /** Tries a way. @returns null when it is taken, else why not */
+  async #attempt(way: 'file' | 'proc', block: MemoryBlock): Promise<string | null> {
     try {
-      return await this.#openers[way](block);
-    } catch (error) {
-      if (!(error instanceof VmcoreError) || error.code === 'ABORTED') throw error;
-      // Device memory and ROM are in no file; that is nothing to tell.
-      if (block.length >= SMALL_BLOCK) this.#giveReason(way, error.message);
+      const opened = await this.#openers[way](block);
+      try {
+        await this.#accept(opened);
+      } catch (error) {
+        opened.backing.close();
+        throw error;
+      }
       return null;
-    }
-  }
-
-  /** Compares a page. */
-  async #accept(block: ReadableBlock): Promise<boolean> {
-    try {
-      const page = await dataPage(block);
-      if (page === null) this.#unchecked.push(block);
-      else if (await this.#isEqual(block, page)) this.#found.push(block);
-      else return this.#refuse(block, page);
-      return true;
     } catch (error) {
-      block.backing.close();
       if (!(error instanceof VmcoreError) || error.code === 'ABORTED') throw error;
-      this.#giveReason(block.way, error.message);
-      return false;
+      return error.message;
     }
   }
 
-  #giveReason(way: MemoryWay, reason: string): void {
-    if (!this.#reasons.has(way)) this.#reasons.set(way, reason);
+  /** Takes a block when a page of it is as QEMU says. @throws VmcoreError */
+  async #accept(block: ReadableBlock): Promise<void> {
+    const page = await dataPage(block);
+    if (page === null) this.#unchecked.push(block);
+    else if (await this.#isEqual(block, page)) this.#found.push(block);
+    else throw this.#mismatch(block, page);
   }
 
-  #refuse(block: ReadableBlock, page: MemoryBlock): false {
-    block.backing.close();
-    const text = `${block.backing.name} has other bytes at ${describeBlock(page)} of the guest's memory than QEMU`;
+  #mismatch({ backing }: ReadableBlock, page: MemoryBlock): VmcoreError {
+    const text = `${backing.name} has other bytes at ${describeBlock(page)} of the guest's memory than QEMU`;
     this.choice.onMismatch(text);
-    this.#giveReason(block.way, text);
-    return false;
+    return new VmcoreError('READ', text);
   }
 
   /**
@@ -174,13 +178,27 @@ class MemoryFinder {
    * that this is the file.
    */
   async #acceptUntouched(block: ReadableBlock): Promise<void> {
-    const isCompared = this.#found.some(({ backing }) => backing.name === block.backing.name);
-    if (!isCompared && block.way === 'file' && (await isMappedThere(this.client, block, this.choice.pid)) !== true) {
-      block.backing.close();
-      this.#giveReason('file', `${block.backing.name} has no data, and so cannot be told from another file`);
-      throw new NoRandomAccess(this.#reasons.values());
+    const { way, backing, base, length } = block;
+    const isCompared = this.#found.some((found) => found.backing.name === backing.name);
+    if (!isCompared && way === 'file') {
+      const unlike = await this.#whyUnlike(block);
+      if (unlike !== null) {
+        const reason = `${backing.name} has no data, and so cannot be told from another file: ${unlike}`;
+        throw noRandomAccess([{ base, length, reasons: [reason] }]);
+      }
     }
     this.#found.push(block);
+  }
+
+  /** Why QEMU's process does not show that it has a block in the file where we read it; null when it does. */
+  async #whyUnlike(block: ReadableBlock): Promise<string | null> {
+    try {
+      await checkMapped(this.client, block, this.choice.pid);
+      return null;
+    } catch (error) {
+      if (!(error instanceof VmcoreError) || error.code === 'ABORTED') throw error;
+      return error.message;
+    }
   }
 
   async #isEqual(block: ReadableBlock, page: MemoryBlock): Promise<boolean> {
@@ -213,11 +231,9 @@ function fileOpener(client: QmpClient, pid: number | undefined): (block: MemoryB
   return async ({ base, length }) => {
     known ??= ask();
     const { ranges, backends } = await known;
-    if (backends.size === 0) throw new VmcoreError('READ', 'the memory is in no shared file');
     const place = placeOf({ base, length }, ranges);
     const backend = place && backends.get(place.region);
-    if (!backend)
-      throw new VmcoreError('READ', `${formatSize(length)} of memory at 0x${base.toString(16)} are in no shared file`);
+    if (!backend) throw new VmcoreError('READ', 'it is in no shared file');
     const { backing, offset } = await openBackend(client, backend, { base, length, offset: place.offset }, pid);
     return { base, length, offset, backing, way: 'file' };
   };
@@ -226,13 +242,8 @@ function fileOpener(client: QmpClient, pid: number | undefined): (block: MemoryB
 /** The proc way. */
 function processOpener(client: QmpClient, pid: number | undefined): (block: MemoryBlock) => Promise<ReadableBlock> {
   return async ({ base, length }) => {
-    const backing = ProcessMemory.open(processOf(client, pid));
-    try {
-      return { base, length, offset: await hostAddress(client, base), backing, way: 'proc' };
-    } catch (error) {
-      backing.close();
-      throw error;
-    }
+    const { pid: found, address } = await findInProcess(client, { base, length }, pid);
+    return { base, length, offset: address, backing: ProcessMemory.open(found), way: 'proc' };
   };
 }
 

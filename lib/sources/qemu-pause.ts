@@ -7,6 +7,7 @@ import { messageOf, VmcoreError } from '../errors.js';
 import { objectOf, type QmpClient, QmpCommandError } from '../qmp/client.js';
 import { disturbanceOf } from './qemu-disturbance.js';
 import { dumpCompletion } from './qemu-dump.js';
+import type { Patience } from './qemu-patience.js';
 import { Watchdog } from './qemu-watchdog.js';
 
 /** QEMU's run states of a machine whose CPUs run, and of one that was reset when it was stopped. */
@@ -50,22 +51,29 @@ export class Pause {
 
   /**
    * Notes the run state, and stops the machine if it runs or sleeps.
-   * @param warn is told what a user should know of the pause's end
+   * @param patience for how long to wait until it is stopped
+   * @param warn     is told what a user should know of the pause's end
    * @throws VmcoreError
    */
-  static async begin(client: QmpClient, warn: (text: string) => void): Promise<Pause> {
-    const status = await statusOf(client);
+  static async begin(client: QmpClient, patience: Patience, warn: (text: string) => void): Promise<Pause> {
+    const status = await patience.wait(statusOf(client));
     const watchdog =
       STOPPABLE.includes(status) && client.descriptor !== null ? Watchdog.start(client.descriptor) : null;
     const pause = new Pause(client, status, watchdog, warn);
     try {
-      if (pause.#stops) await client.execute('stop');
+      if (pause.#stops) await patience.wait(client.execute('stop'));
       return pause;
     } catch (error) {
-      pause.#forget();
-      watchdog?.stop();
+      await pause.#giveUp(error, patience);
       throw error;
     }
+  }
+
+  /** The machine was not stopped, or nobody knows: where QEMU has not refused, it may have done it, or do it yet. */
+  async #giveUp(error: unknown, patience: Patience): Promise<void> {
+    if (!(error instanceof QmpCommandError)) return patience.wait(this.release()).catch(() => {});
+    this.#forget();
+    this.watchdog?.stop();
   }
 
   /** Whether the machine ran, and so will run again. */
@@ -107,22 +115,67 @@ export class Pause {
     this.#forget();
     try {
       this.#statusAfter = this.#stops ? await this.#resume() : await statusOf(this.client).catch(() => undefined);
+      this.watchdog?.stop();
     } catch (error) {
+      this.#leaveToWatchdog();
       throw new VmcoreError('READ', `the guest could not be resumed: ${messageOf(error)}`, { cause: error });
     } finally {
       this.#seconds = this.seconds;
-      this.watchdog?.stop();
     }
   }
 
-  /** Has the machine run if it still is as we left it. @returns the run state that it is in then */
+  /**
+   * Has the machine run if it still is as we left it, over a new connection where the old one has ended.
+   * @returns the run state that it is in then
+   */
   async #resume(): Promise<string> {
+    try {
+      return await this.#resumeOver(this.client);
+    } catch (error) {
+      const isLost = error instanceof VmcoreError && error.code === 'READ' && !(error instanceof QmpCommandError);
+      if (!isLost) throw error;
+      // Where the connection is still open for QEMU, it is the watchdog's, and QEMU serves no other one before it is done.
+      this.watchdog?.act();
+      return this.#resumeAnew(error);
+    }
+  }
+
+  /** @throws `lost`, why the connection has ended, where there is no other one */
+  async #resumeAnew(lost: VmcoreError): Promise<string> {
+    const client = await this.client.reconnect?.().catch(() => null);
+    if (!client) throw lost;
+    try {
+      const status = await this.#resumeOver(client);
+      this.warn(
+        `${lost.message}; the guest was resumed over another connection, but if somebody else had it run before that, ` +
+          'the dump is not of one instant',
+      );
+      return status;
+    } finally {
+      client.close();
+    }
+  }
+
+  async #resumeOver(client: QmpClient): Promise<string> {
     for (;;) {
-      const status = await statusOf(this.client);
+      const status = await statusOf(client);
       if (!RESUMABLE.includes(status)) return this.#leave(status);
       // A machine that slept does so no more after a reset.
-      if (await this.#continue()) return status === RESET ? RUNNING : this.statusBefore;
+      if (await this.#continue(client)) return status === RESET ? RUNNING : this.statusBefore;
     }
+  }
+
+  /** It goes on trying when the connection is not ours any more; unless somebody has the machine run before. */
+  #leaveToWatchdog(): void {
+    const { watchdog, client } = this;
+    if (watchdog === null) return;
+    const forget = client.onEvent(({ event }) => {
+      if (event === 'RESUME') watchdog.stop();
+    });
+    void client.closed.then(() => {
+      forget();
+      watchdog.act();
+    });
   }
 
   #leave(status: string): string {
@@ -136,11 +189,11 @@ export class Pause {
    * Says `cont`. QEMU refuses while it dumps for another monitor: then waits for that dump's end.
    * @returns whether QEMU did it
    */
-  async #continue(): Promise<boolean> {
+  async #continue(client: QmpClient): Promise<boolean> {
     // Heard of from before QEMU refuses: the dump may end right then.
-    const otherDump = dumpCompletion(this.client);
+    const otherDump = dumpCompletion(client);
     try {
-      await this.client.execute('cont');
+      await client.execute('cont');
       return true;
     } catch (error) {
       if (!(error instanceof QmpCommandError && error.duringDump)) throw error;

@@ -6,8 +6,8 @@
  */
 
 import { readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
-import { VmcoreError } from '../errors.js';
-import type { Backing, DataRun, HeldPlace } from '../physical-memory.js';
+import { ioError, VmcoreError } from '../errors.js';
+import type { Backing, DataRun, HeldPlace, MemoryBlock } from '../physical-memory.js';
 import { humanMonitor, QmpCommandError, type QmpClient } from '../qmp/client.js';
 import { FileBacking } from './file-backing.js';
 import { Pagemap } from './pagemap.js';
@@ -55,20 +55,38 @@ export interface ProcessMapping {
   readonly file: FileIdentity | null;
 }
 
-const MAPPING = /^([0-9a-f]+)-([0-9a-f]+) ...([sp]) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) ([0-9]+)/;
+/** One that can be read: what a process has only reserved is no memory. */
+const MAPPING = /^([0-9a-f]+)-([0-9a-f]+) r..([sp]) ([0-9a-f]+) ([0-9a-f]+):([0-9a-f]+) ([0-9]+)/;
 
-/** The mapping that holds an address; null when there is none. @throws whatever `fs` throws when it may not be read */
-export function mappingAt(pid: number, address: number): ProcessMapping | null {
+/**
+ * The mapping that a range of addresses begins in; null when some of the range is in none.
+ * @throws whatever `fs` throws when it may not be read
+ */
+function mappingOf(pid: number, start: number, end: number): ProcessMapping | null {
+  let first: RegExpExecArray | null = null;
+  let mapped = start;
+  // Sorted by address. What was mapped at once may be shown as several that adjoin.
   for (const line of readFileSync(`/proc/${pid}/maps`, 'latin1').split('\n')) {
     const fields = MAPPING.exec(line);
-    if (!fields) continue;
-    const [start, end, offset, major, minor] = [1, 2, 4, 5, 6].map((i) => Number.parseInt(fields[i]!, 16));
-    if (address < start! || end! <= address) continue;
-    const ino = Number(fields[7]);
-    const file = ino === 0 ? null : (mappedFile(pid, start!, end!) ?? { dev: deviceNumber(major!, minor!), ino });
-    return { start: start!, end: end!, shared: fields[3] === 's', offset: offset!, file };
+    if (!fields || hex(fields, 2) <= mapped) continue;
+    if (hex(fields, 1) > mapped) return null;
+    first ??= fields;
+    mapped = hex(fields, 2);
+    if (mapped >= end) return mappingFrom(pid, first);
   }
   return null;
+}
+
+function hex(fields: RegExpExecArray, index: number): number {
+  return Number.parseInt(fields[index]!, 16);
+}
+
+function mappingFrom(pid: number, fields: RegExpExecArray): ProcessMapping {
+  const [start, end] = [hex(fields, 1), hex(fields, 2)];
+  const ino = Number(fields[7]);
+  const file =
+    ino === 0 ? null : (mappedFile(pid, start, end) ?? { dev: deviceNumber(hex(fields, 5), hex(fields, 6)), ino });
+  return { start, end, shared: fields[3] === 's', offset: hex(fields, 4), file };
 }
 
 /**
@@ -181,16 +199,68 @@ function isRunning(pid: number): boolean {
 
 function isPrivateAnonymous(pid: number, start: number, end: number): boolean {
   try {
-    const mapping = mappingAt(pid, start);
+    const mapping = mappingOf(pid, start, end);
     return mapping !== null && !mapping.shared && mapping.file === null && mapping.end >= end;
   } catch {
     return false;
   }
 }
 
-/** The process to read: what the user says, else what is at the other end of the socket. @throws VmcoreError USAGE */
-export function processOf(client: QmpClient, pid: number | undefined): number {
+/** Where QEMU's process has a block of the guest's memory. */
+export interface BlockInProcess {
+  readonly pid: number;
+  readonly address: number;
+  /** the mapping that it begins in */
+  readonly mapping: ProcessMapping;
+}
+
+/**
+ * Finds a block in QEMU's process: the one that the user names, else the one at the other end of the socket. That need
+ * not be QEMU, but may be what passes the connection on (socat, ssh -L) or has made the socket (libvirt); a process that
+ * has no memory at the addresses that QEMU tells is not taken for it.
+ * @param pid QEMU's process, where the user says it
+ * @throws VmcoreError READ, UNSUPPORTED, USAGE why it cannot be found
+ */
+export async function findInProcess(
+  client: QmpClient,
+  { base, length }: MemoryBlock,
+  pid: number | undefined,
+): Promise<BlockInProcess> {
   const known = pid ?? client.peerPid;
-  if (known !== null) return known;
-  throw new VmcoreError('USAGE', `which process ${client.name} is cannot be told from the connection; say --pid`);
+  if (known === null)
+    throw new VmcoreError('USAGE', `which process ${client.name} is cannot be told from the connection; say --pid`);
+  const address = await hostAddress(client, base);
+  const mapping = lookAt(known, pid === undefined, () => mappingOf(known, address, address + length));
+  if (mapping) return { pid: known, address, mapping };
+  throw new VmcoreError(
+    'READ',
+    `${describeProcess(known, pid === undefined)} does not have the guest's memory; ${
+      pid === undefined ? 'say --pid' : "--pid takes QEMU's"
+    }`,
+  );
+}
+
+/** Looks at what only those see who may trace a process. @throws VmcoreError READ */
+function lookAt<T>(pid: number, isPeer: boolean, look: () => T): T {
+  try {
+    return look();
+  } catch (error) {
+    const { message } = ioError('READ', `look at ${describeProcess(pid, isPeer)}`, error);
+    throw new VmcoreError('READ', isPeer ? `${message} (where that is not QEMU, say --pid)` : message, {
+      cause: error,
+    });
+  }
+}
+
+function describeProcess(pid: number, isPeer: boolean): string {
+  return `process ${pid}${nameOf(pid)}${isPeer ? ' at the other end of the socket' : ''}`;
+}
+
+/** In parentheses; nothing where it cannot be told. Anybody may ask. */
+function nameOf(pid: number): string {
+  try {
+    return ` (${readFileSync(`/proc/${pid}/comm`, 'utf8').replace(/[^\x20-\x7e]/g, '')})`;
+  } catch {
+    return '';
+  }
 }

@@ -52,15 +52,27 @@ export class Watchdog {
     (shell.stdin as Socket | null)?.unref();
   }
 
-  /** @param connection the descriptor of a connection to the monitor that is ready for commands */
-  static start(connection: number): Watchdog {
+  /**
+   * @param connection the descriptor of a connection to the monitor that is ready for commands
+   * @returns null where no process can be made
+   */
+  static start(connection: number): Watchdog | null {
     // In a session of its own: Ctrl-C is not for it.
     const options = { stdio: ['pipe', 'ignore', 'ignore', connection], detached: true } satisfies SpawnOptions;
-    return new Watchdog(spawn('sh', ['-c', SCRIPT], options));
+    try {
+      return new Watchdog(spawn('sh', ['-c', SCRIPT], options));
+    } catch {
+      return null;
+    }
   }
 
   /** Ends it: the machine runs, or is to stay as it is. */
   stop(): void {
     this.shell.kill('SIGKILL');
+  }
+
+  /** Has it do now what it would do when we are gone. The connection must not be ours any more: who reads it has the answers. */
+  act(): void {
+    this.shell.stdin?.end();
   }
 }

@@ -76,7 +76,7 @@ t.test('the live source', { skip }, async (t) => {
     const qemu = new FakeQemu();
     const guest = await dumped(t, qemu, { onWarning: (text) => warnings.push(text) });
     t.equal(guest.live!.report.memoryPath, 'stream');
-    t.match(warnings, [/QEMU's own dump, which is slower: the memory is in no shared file; .*gpa2hva/]);
+    t.match(warnings, [/QEMU's own dump, which is slower: 191 MiB at 0x100000: it is in no shared file; .*gpa2hva/]);
     t.equal(qemu.status, 'running');
   });
 
@@ -128,7 +128,8 @@ t.test('the live source', { skip }, async (t) => {
     const address = { gpa2hva: () => 'Host virtual address for 0x0 (ram) is 0x800000000000\r\n' };
     const elsewhere = new FakeQemu(address);
     await t.rejects(openQemu(elsewhere, { memoryPath: 'proc', pid: 2 ** 30 }), { message: /no such file/ });
-    await t.rejects(openQemu(elsewhere, { memoryPath: 'proc' }), { message: /cannot read \/proc\/[0-9]+\/mem/ });
+    await t.rejects(openQemu(elsewhere, { memoryPath: 'proc' }), { message: /does not have the guest's memory/ });
+    await t.rejects(openQemu(elsewhere, { memoryPath: 'proc', pid: process.pid }), { message: /--pid takes QEMU's/ });
     elsewhere.peerPid = null;
     await t.rejects(openQemu(elsewhere, { memoryPath: 'proc' }), { message: /--pid/ });
     t.equal(elsewhere.status, 'running');

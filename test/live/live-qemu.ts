@@ -87,8 +87,12 @@ export async function bootLive(t: Test, { binary }: LiveQemu, options: Partial<Q
 }
 
 /** Starts a machine that has nothing to boot from, and runs its firmware. */
-export async function launchLive(t: Test, { binary }: LiveQemu): Promise<LiveGuest> {
-  return start(t, await binary(), {}, (all) => Qemu.launch({ ...MACHINE, ...all }));
+export async function launchLive(
+  t: Test,
+  { binary }: LiveQemu,
+  options: Partial<QemuOptions> = {},
+): Promise<LiveGuest> {
+  return start(t, await binary(), options, (all) => Qemu.launch({ ...MACHINE, ...all }));
 }
 
 /** Boots a guest that looks like Windows to a dumper. It is not paused. */

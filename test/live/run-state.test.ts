@@ -1,28 +1,17 @@
 /** A guest that ran runs again after a dump, and a paused one stays paused, however the dump went. */
 
-import { execFileSync, spawn, spawnSync } from 'node:child_process';
-import { randomUUID } from 'node:crypto';
+import { execFileSync, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import {
-  chmodSync,
-  closeSync,
-  constants as flags,
-  cpSync,
-  mkdirSync,
-  openSync,
-  readdirSync,
-  readFileSync,
-  readSync,
-} from 'node:fs';
+import { chmodSync, cpSync, mkdirSync, readdirSync, readFileSync } from 'node:fs';
 import { constants } from 'node:os';
 import { basename, dirname, join } from 'node:path';
-import { setTimeout as sleep } from 'node:timers/promises';
 import t, { type Test } from 'tap';
 import { checkFailure, CLI, type CliResult, hasPartial, runCli, runShell, startCli, until } from '../cli/run-cli.js';
 import type { LiveReport } from '../../lib/guest.js';
 import { connectQmp } from '../../lib/qmp/client.js';
 import { needsTools } from '../tools.js';
 import { bootLive, launchLive, type LiveGuest, type LiveQemu, liveQemus, MIB } from './live-qemu.js';
+import { StuckFifo } from './stuck-fifo.js';
 
 const WAYS = ['file', 'proc', 'stream'] as const;
 const IS_ROOT = process.getuid?.() === 0;
@@ -33,43 +22,6 @@ const STATES = ['running', 'paused'] as const;
 
 async function setState(live: LiveGuest, state: (typeof STATES)[number]): Promise<void> {
   await live.qemu.execute(state === 'running' ? 'cont' : 'stop');
-}
-
-/** A FIFO that nobody reads: what is written to it gets stuck until `drain`. */
-class StuckFifo {
-  readonly path: string;
-  readonly #fd: number;
-
-  constructor({ folder }: LiveGuest) {
-    this.path = join(folder, `fifo-${randomUUID()}`);
-    execFileSync('mkfifo', [this.path]);
-    this.#fd = openSync(this.path, flags.O_RDWR | flags.O_NONBLOCK);
-  }
-
-  /** Waits until a run has written something: from then on it is stuck. @throws Error when it ends instead */
-  async begun(ended: Promise<CliResult>): Promise<void> {
-    let result: CliResult | null = null;
-    void ended.then((end) => {
-      result = end;
-    });
-    for (const byte = Buffer.alloc(1); ; await sleep(10)) {
-      if (result) throw new Error(`it has ended: ${JSON.stringify(result)}`);
-      try {
-        readSync(this.#fd, byte);
-        return;
-      } catch (error) {
-        if ((error as NodeJS.ErrnoException).code !== 'EAGAIN') throw error;
-      }
-    }
-  }
-
-  /** Reads and forgets all that comes. */
-  async drain(): Promise<void> {
-    const script = 'exec 3< "$0"; echo open; exec cat <&3 > /dev/null';
-    const reader = spawn('bash', ['-c', script, this.path], { stdio: ['ignore', 'pipe', 'ignore'] });
-    await once(reader.stdout, 'data');
-    closeSync(this.#fd);
-  }
 }
 
 /**
@@ -116,7 +68,7 @@ const FAILURES: Readonly<Record<string, { run: Failure; code: number | null; mes
   },
   'Ctrl-C': {
     async run(live, way) {
-      const fifo = new StuckFifo(live);
+      const fifo = new StuckFifo(live.folder);
       const { child, ended } = startCli(['dump', live.source, '--memory-path', way, '-o', fifo.path]);
       await fifo.begun(ended);
       child.kill('SIGINT');
@@ -166,7 +118,7 @@ async function launchAsleep(t: Test, qemu: LiveQemu): Promise<LiveGuest> {
 
 /** Has QEMU begin a dump, for the monitor that the test has; it gets stuck. */
 async function dumpByQemu(live: LiveGuest): Promise<StuckFifo> {
-  const fifo = new StuckFifo(live);
+  const fifo = new StuckFifo(live.folder);
   const ended = new Promise<never>(() => {});
   await live.qemu.execute('dump-guest-memory', { paging: false, protocol: `file:${fifo.path}`, detach: true });
   await fifo.begun(ended);
@@ -256,7 +208,7 @@ for (const qemu of await liveQemus())
 
     await t.test('a socket that another client holds', async (t) => {
       await setState(live, 'running');
-      const fifo = new StuckFifo(live);
+      const fifo = new StuckFifo(live.folder);
       const first = startCli(['dump', live.source, '-o', fifo.path]);
       await fifo.begun(first.ended);
       const second = await runCli(['dump', live.source, '-o', join(live.folder, 'second')]);
@@ -268,7 +220,7 @@ for (const qemu of await liveQemus())
 
     await t.test('somebody else has the guest run in the middle', async (t) => {
       await setState(live, 'running');
-      const fifo = new StuckFifo(live);
+      const fifo = new StuckFifo(live.folder);
       const { ended } = startCli(['dump', live.source, '-o', fifo.path, '--memory-path', 'file']);
       await fifo.begun(ended);
       await live.qemu.execute('cont');
@@ -280,7 +232,7 @@ for (const qemu of await liveQemus())
 
     await t.test('it is migrated away in the middle', async (t) => {
       await setState(live, 'running');
-      const fifo = new StuckFifo(live);
+      const fifo = new StuckFifo(live.folder);
       const { ended } = startCli(['dump', live.source, '-o', fifo.path]);
       await fifo.begun(ended);
       await migrateAway(live);
@@ -294,7 +246,7 @@ for (const qemu of await liveQemus())
 
     await t.test('it is migrated away, and we are killed', async (t) => {
       await setState(live, 'running');
-      const fifo = new StuckFifo(live);
+      const fifo = new StuckFifo(live.folder);
       const { child, ended } = startCli(['dump', live.source, '-o', fifo.path]);
       await fifo.begun(ended);
       await migrateAway(live);
@@ -307,7 +259,7 @@ for (const qemu of await liveQemus())
 
     await t.test("another monitor's dump is under way when the guest is to run on", async (t) => {
       await setState(live, 'running');
-      const fifo = new StuckFifo(live);
+      const fifo = new StuckFifo(live.folder);
       const { child, ended } = startCli(['dump', live.source, '-o', fifo.path]);
       await fifo.begun(ended);
       const other = await dumpByQemu(live);
@@ -326,7 +278,7 @@ for (const qemu of await liveQemus())
     for (const signal of ['SIGINT', 'SIGKILL'] as const)
       await t.test(`another monitor's dump is under way, and ${signal} ends us`, async (t) => {
         await setState(live, 'running');
-        const fifo = new StuckFifo(live);
+        const fifo = new StuckFifo(live.folder);
         const { child, ended } = startCli(['dump', live.source, '-o', fifo.path]);
         await fifo.begun(ended);
         const other = await dumpByQemu(live);
@@ -340,7 +292,7 @@ for (const qemu of await liveQemus())
 
     await t.test('our watchdog is killed in the middle', async (t) => {
       await setState(live, 'running');
-      const fifo = new StuckFifo(live);
+      const fifo = new StuckFifo(live.folder);
       const { child, ended } = startCli(['dump', live.source, '-o', fifo.path]);
       await fifo.begun(ended);
       const helpers = childrenOf(child.pid!);
@@ -355,7 +307,7 @@ for (const qemu of await liveQemus())
     for (const [state, way] of [['paused', 'file'], ...WAYS.map((way) => ['running', way] as const)] as const)
       await t.test(`we are killed in the middle, ${state}, ${way}`, async (t) => {
         await setState(live, state);
-        const fifo = new StuckFifo(live);
+        const fifo = new StuckFifo(live.folder);
         const { child, ended } = startCli(['dump', live.source, '--memory-path', way, '-o', fifo.path], {
           detached: true,
         });
@@ -371,7 +323,7 @@ for (const qemu of await liveQemus())
     for (const way of WAYS)
       await t.test(`Ctrl-C twice, ${way}`, async (t) => {
         await setState(live, 'running');
-        const fifo = new StuckFifo(live);
+        const fifo = new StuckFifo(live.folder);
         const { child, ended } = startCli(['dump', live.source, '--memory-path', way, '-o', fifo.path], {
           detached: true,
         });
@@ -400,7 +352,7 @@ for (const qemu of await liveQemus())
 
     await t.test('a guest that sleeps, and is to be woken up in the middle', async (t) => {
       const sleeper = await launchAsleep(t, qemu);
-      const fifo = new StuckFifo(sleeper);
+      const fifo = new StuckFifo(sleeper.folder);
       const { ended } = startCli(['dump', sleeper.source, '-o', fifo.path, '--memory-path', 'proc']);
       await fifo.begun(ended);
       const isStopped = (await sleeper.status()) === 'paused';
@@ -422,7 +374,7 @@ for (const qemu of await liveQemus())
 
     await t.test('a guest that sleeps, and we are killed in the middle', async (t) => {
       const sleeper = await launchAsleep(t, qemu);
-      const fifo = new StuckFifo(sleeper);
+      const fifo = new StuckFifo(sleeper.folder);
       const { child, ended } = startCli(['dump', sleeper.source, '-o', fifo.path, '--memory-path', 'proc']);
       await fifo.begun(ended);
       child.kill('SIGKILL');
@@ -437,7 +389,7 @@ for (const qemu of await liveQemus())
       const victim = await launchLive(t, qemu);
       await setState(victim, 'running');
       await victim.qemu.execute('set-action', { reboot: 'reset' });
-      const fifo = new StuckFifo(victim);
+      const fifo = new StuckFifo(victim.folder);
       const { ended } = startCli(['dump', victim.source, '-o', fifo.path, '--memory-path', 'proc']);
       await fifo.begun(ended);
       await victim.qemu.execute('system_reset');
@@ -454,7 +406,7 @@ for (const qemu of await liveQemus())
         // Of a machine that has nothing in its memory file everything has been read at once.
         const victim = await (way === 'file' ? bootLive : launchLive)(t, qemu);
         await setState(victim, 'running');
-        const fifo = new StuckFifo(victim);
+        const fifo = new StuckFifo(victim.folder);
         const { ended } = startCli(['dump', victim.source, '-o', fifo.path, '--memory-path', way]);
         await fifo.begun(ended);
         await victim.qemu.kill();

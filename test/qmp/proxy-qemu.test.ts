@@ -194,11 +194,19 @@ t.test('meanwhile', { skip }, async (t) => {
 
   const busy = 'There is a dump in process, please wait.';
   t.equal(errorText(await dumpTo(wire, `file:${folder}/second`)), busy);
-  for (const command of ['stop', 'cont', 'system_reset'])
+  for (const command of ['stop', 'cont', 'system_reset', 'system_wakeup', 'inject-nmi'])
     t.equal(errorText(await wire.execute(command)), busy, command);
+  const load = { 'job-id': 'load', tag: 'x', vmstate: 'x', devices: [] };
+  t.equal(errorText(await wire.execute('snapshot-load', load)), busy, 'another machine in its place');
+  t.equal(errorText(await wire.execute('migrate-incoming', { uri: 'exec:true' })), busy);
   t.match(errorText(await wire.execute('migrate', { uri: 'exec:true' })), /^Live migration disabled/);
-  const line = { 'command-line': 'cont' };
-  t.same(await wire.execute('human-monitor-command', line), { return: `Error: ${busy}\r\n` });
+  for (const line of ['cont', ' c/x', 'loadvm x', 'dump-guest-memory /dev/null', 'o /h 0x604 0x2400'])
+    t.same(
+      await wire.execute('human-monitor-command', { 'command-line': line }),
+      { return: `Error: ${busy}\r\n` },
+      line,
+    );
+  t.match(await wire.execute('human-monitor-command', { 'command-line': 'info status' }), { return: /paused/ });
   await qemu.execute('system_powerdown');
   t.match(await wire.message(), { event: 'POWERDOWN' }, 'an event of QEMU’s own');
 

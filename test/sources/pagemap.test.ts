@@ -65,3 +65,9 @@ t.test('what cannot be read counts as data', async (t) => {
   pagemap.close();
   t.equal(Pagemap.open(`${path}.none`), null);
 });
+
+t.test('what cannot be read counts as data', async (t) => {
+  const pagemap = Pagemap.open(t.testdir({}))!;
+  t.same(pagemap.nextTouched(100, 9000), { start: 100, end: 9000 }, 'an error');
+  pagemap.close();
+});
