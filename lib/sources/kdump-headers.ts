@@ -22,7 +22,7 @@ import {
   MAIN_HEADER_BLOCKS,
   SUB_HEADER_SIZE,
 } from '../formats/kdump.js';
-import { type ElfNote, NOTE_NAME_CORE, NT_PRSTATUS, parseNotes, prstatusSize } from '../formats/notes.js';
+import { type ElfNote, NOTE_NAME_CORE, NT_PRSTATUS, parseNotes, prstatusLongMode } from '../formats/notes.js';
 import { vmcoreinfoNote } from '../formats/vmcoreinfo.js';
 import { PHYSICAL_ADDRESS_LIMIT } from '../physical-memory.js';
 import type { RandomFile } from './random-file.js';
@@ -177,7 +177,8 @@ function readPart(file: RandomFile, offset: number, size: number, what: string):
 /** NT_PRSTATUS is in the first CPU's layout; a file without any tells by its machine or, in the end, by its class. */
 function isLongMode(cls: ElfClass, { utsname }: KdumpHeader, notes: readonly ElfNote[]): boolean {
   const prstatus = notes.find(({ name, type }) => name === NOTE_NAME_CORE && type === NT_PRSTATUS);
-  if (prstatus) return prstatus.desc.length === prstatusSize(true);
+  const byLayout = prstatus ? prstatusLongMode(prstatus.desc.length) : null;
+  if (byLayout !== null) return byLayout;
   return utsname.machine === 'x86_64' || (cls === ELFCLASS64 && !/^i\d86$/.test(utsname.machine));
 }
 

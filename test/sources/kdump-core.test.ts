@@ -8,6 +8,11 @@ import { VmcoreError } from '../../lib/errors.js';
 import { encodeFlattenedEnd, encodeFlattenedHeader, encodeFlattenedRecord } from '../../lib/formats/flattened.js';
 import { encodePageDescriptor } from '../../lib/formats/kdump.js';
 import type { Guest } from '../../lib/guest.js';
+import { dump } from '../../lib/dump.js';
+import { decodePrstatus } from '../../lib/formats/notes.js';
+import { demoGuest } from '../../lib/sources/demo.js';
+import { openGuest } from '../../lib/sources/open.js';
+import { prstatus64 } from './elf-fixtures.js';
 import { openKdump } from '../../lib/sources/kdump-core.js';
 import { DEFAULT_KDUMP_LIMITS } from '../../lib/sources/kdump-headers.js';
 import { openKdumpStream } from '../../lib/sources/kdump-stream.js';
@@ -84,6 +89,27 @@ for (const codec of KDUMP_CODECS)
       t.equal(Buffer.compare(await streamed(guest), read(GUEST)), 0);
       guest.close();
     });
+
+t.test('CPUs of which but some have control registers come back in order, after kdump and after ELF', async (t) => {
+  const half = decodePrstatus(prstatus64(0x1111n, 1n))!;
+  const whole = { ...demoGuest().cpus[0]!, rip: 0x2222n, rsp: 2n, longMode: true };
+  const guest = patternGuest([{ base: 0, length: 1 << 20 }], { cpus: [half, whole] });
+  const asKdump = await openBytes(await kdumpBytes(guest, { codec: 'zlib' }));
+  const target = join(folder, 'half-cpus.elf');
+  await dump(guest, {}, { file: target }).finished;
+  const asElf = await openGuest(target);
+  for (const [format, { cpus }] of Object.entries({ asKdump, asElf }))
+    t.match(
+      cpus,
+      [
+        { rip: 0x1111n, rsp: 1n, system: null },
+        { rip: 0x2222n, rsp: 2n, system: { cr3: whole.system!.cr3 } },
+      ],
+      format,
+    );
+  asKdump.close();
+  asElf.close();
+});
 
 t.test('property: any guest comes back, flattened or not, as a stream or at random', async () => {
   const values = fc.array(fc.constantFrom(0, 0, 0, 7, 9, 255), { minLength: 1, maxLength: 60 });
