@@ -25,6 +25,7 @@ import {
 import { type ElfNote, NOTE_NAME_CORE, NT_PRSTATUS, parseNotes, prstatusLongMode } from '../formats/notes.js';
 import { vmcoreinfoNote } from '../formats/vmcoreinfo.js';
 import { PHYSICAL_ADDRESS_LIMIT } from '../physical-memory.js';
+import { foreignLayout, foreignMachine, foreignNotes } from './foreign-kdump.js';
 import type { RandomFile } from './random-file.js';
 
 /** What a kdump may make us hold. */
@@ -59,9 +60,6 @@ export interface KdumpHeaders {
   readonly longMode: boolean;
 }
 
-/** `machine` of what is no x86 but may well come along. */
-const FOREIGN_MACHINE = /^(aarch64|arm|s390|ppc|mips|riscv|loongarch|ia64|sparc)/;
-
 /** What a file without sub header has for it. */
 const NO_NOTES = { offsetNote: 0, sizeNote: 0, offsetVmcoreinfo: 0, sizeVmcoreinfo: 0 } as const;
 
@@ -78,6 +76,8 @@ export function isKdump(start: Uint8Array): boolean {
 export function readKdumpHeaders(file: RandomFile, limits: KdumpLimits): KdumpHeaders {
   const { cls, header } = readMainHeader(file);
   const subHeader = readSubHeader(file, cls, header);
+  const foreign = subHeader && foreignNotes(file, header, subHeader);
+  if (foreign) throw notOfX86(file, foreign);
   if (subHeader && subHeader.split !== 0)
     throw new VmcoreError(
       'UNSUPPORTED',
@@ -93,19 +93,25 @@ function readMainHeader(file: RandomFile): { cls: ElfClass; header: KdumpHeader 
   const bytes = readPart(file, 0, LARGEST_HEADER_SIZE, 'the main header');
   if (!isKdump(bytes)) throw bad(file, 'is not a kdump-compressed vmcore');
   const cls = kdumpClass(bytes);
+  const header = decodeKdumpHeader(bytes, cls ?? ELFCLASS64);
+  // Where the names are, is the same in both classes and byte orders.
+  const foreign = foreignMachine(header) ?? (cls === null ? foreignLayout(file, bytes) : null);
+  if (foreign !== null) throw notOfX86(file, foreign);
   if (cls === null) throw bad(file, 'has a kdump header that is damaged or not that of an x86 machine');
-  const header = decodeKdumpHeader(bytes, cls);
-  const { version, status, utsname } = header;
+  const { version, status, bitmapBlocks } = header;
   if (version < 0 || version > KDUMP_HEADER_VERSION)
     throw new VmcoreError('UNSUPPORTED', `${file.name} has a kdump header of version ${version}, newer than 6 or none`);
-  if (FOREIGN_MACHINE.test(utsname.machine))
-    throw new VmcoreError('UNSUPPORTED', `${file.name} is a kdump of ${utsname.machine}, not of x86`);
+  if (bitmapBlocks === 0) throw bad(file, 'holds no memory: it has no bitmap');
   if (header.signature === KDUMP_SIGNATURE && (status & DUMP_DH_COMPRESSED_INCOMPLETE) !== 0)
     throw new VmcoreError(
       'TRUNCATED',
       `${file.name} is marked as incomplete: makedumpfile ran out of space; its last pages are missing`,
     );
   return { cls, header };
+}
+
+function notOfX86(file: RandomFile, machine: string): VmcoreError {
+  return new VmcoreError('UNSUPPORTED', `${file.name} is a kdump of ${machine}, not of x86`);
 }
 
 function readSubHeader(file: RandomFile, cls: ElfClass, header: KdumpHeader): KdumpSubHeader | null {

@@ -258,6 +258,64 @@ const HOSTILE: readonly [string, Buffer, string, RegExp][] = [
 for (const [name, bytes, code, message] of HOSTILE)
   t.test(`hostile: ${name}`, (t) => t.rejects(readAll(bytes), { code, message }));
 
+/** A kdump with such a header, and the NT_PRSTATUS of a CPU, written by hand; QEMU has no name for any machine. */
+function foreignKdump(bits: 32 | 64, littleEndian: boolean, blockSize: number, prstatusBytes: number): Buffer {
+  const bytes = Buffer.alloc(2 * blockSize + 4096);
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  const u32 = (at: number, value: number) => view.setUint32(at, value, littleEndian);
+  bytes.write('KDUMP   ');
+  u32(8, 6);
+  bytes.write('Unknown', 12 + 4 * 65);
+  const status = bits === 64 ? 424 : 412;
+  [1, blockSize, 1, 2, 16].forEach((value, i) => u32(status + 4 * i, value));
+  const offsetNote = blockSize + (bits === 64 ? 104 : 80);
+  const [offsetAt, sizeAt] = bits === 64 ? [48, 56] : [32, 40];
+  view.setBigUint64(blockSize + offsetAt, BigInt(offsetNote), littleEndian);
+  if (bits === 64) view.setBigUint64(blockSize + sizeAt, BigInt(20 + prstatusBytes), littleEndian);
+  else u32(blockSize + sizeAt, 20 + prstatusBytes);
+  view.setBigUint64(blockSize + (bits === 64 ? 96 : 72), 16n, littleEndian);
+  [5, prstatusBytes, 1].forEach((value, i) => u32(offsetNote + 4 * i, value));
+  bytes.write('CORE', offsetNote + 12);
+  bytes[2 * blockSize] = 1;
+  return bytes;
+}
+
+const FOREIGN: readonly [machine: string, ...Parameters<typeof foreignKdump>][] = [
+  ['riscv64', 64, true, 4096, 376],
+  ['riscv32', 32, true, 4096, 204],
+  ['arm', 32, true, 4096, 148],
+  ['loongarch64', 64, true, 4096, 480],
+  ['loongarch64', 64, true, 16384, 480],
+  ['aarch64', 64, true, 65536, 392],
+  ['ppc64le', 64, true, 65536, 504],
+  ['ppc64', 64, false, 4096, 504],
+  ['ppc', 32, false, 4096, 328],
+  ['s390x', 64, false, 4096, 336],
+  ['a machine whose NT_PRSTATUS has 500 bytes', 64, true, 4096, 500],
+  ['a big-endian machine with pages of 8192 bytes', 64, false, 8192, 500],
+];
+for (const [machine, ...layout] of FOREIGN)
+  t.test(`a kdump by QEMU of another machine: ${layout.join(', ')}`, (t) =>
+    t.rejects(readAll(foreignKdump(...layout)), {
+      code: 'UNSUPPORTED',
+      message: new RegExp(`is a kdump of ${machine}, not of x86$`),
+    }),
+  );
+
+t.test('a kdump of x86 without memory is told as that', async (t) => {
+  for (const [machine, blockSizeAt] of [
+    ['x86_64', 428],
+    ['i686', 416],
+  ] as const) {
+    const bytes = Buffer.alloc(4096);
+    bytes.write('KDUMP   ');
+    bytes.writeUInt32LE(6, 8);
+    bytes.write(machine, 12 + 4 * 65);
+    bytes.writeUInt32LE(4096, blockSizeAt);
+    await t.rejects(readAll(bytes), { code: 'BAD_INPUT', message: /holds no memory: it has no bitmap$/ }, machine);
+  }
+});
+
 t.test('limits name what to raise', async (t) => {
   const open = (limits: Partial<typeof DEFAULT_KDUMP_LIMITS>) =>
     openBytes(VALID, { ...DEFAULT_KDUMP_LIMITS, ...limits });
