@@ -4,7 +4,7 @@ import type { Guest } from '../../lib/guest.js';
 import { findKdbg, windowsHeader } from '../../lib/transforms/find-kdbg.js';
 import { planWinDmp } from '../../lib/transforms/win-dmp-layout.js';
 import { patternGuest } from '../guest-fixture.js';
-import { ALL_RUNS, KERN, PLACES, type WindowsFixtureOptions, windowsGuestFixture } from '../windows-fixture.js';
+import { ALL_RUNS, KERN, PAGES, PLACES, type WindowsFixtureOptions, windowsGuestFixture } from '../windows-fixture.js';
 
 async function find(guest: Guest, bits: WinDmpBits) {
   const warnings: string[] = [];
@@ -33,6 +33,24 @@ t.test('by the CPU’s tables: the header that a driver would have left', async 
     t.same(warnings, []);
     t.match(planWinDmp(guest, bytes), { bits, fields: { BugcheckCode: 0x161n } });
   }
+});
+
+t.test('with PAE, whose top table has bit 5 set by TCG', async (t) => {
+  // Tables of PAE in place of those of 32 bits: the kernel's window is in the third GiB, at 4 MiB.
+  const [top, directory, table] = [PLACES.tables, PLACES.tables + 0x1000, PLACES.tables + 0x2000];
+  const change = (view: DataView) => {
+    new Uint8Array(view.buffer, top, 0x4000).fill(0);
+    view.setBigUint64(top + 2 * 8, BigInt(directory) | 0x21n, true);
+    view.setBigUint64(directory + 2 * 8, BigInt(table) | 0x63n, true);
+    for (let page = 0; page < PAGES; page++)
+      view.setBigUint64(table + 8 * page, BigInt(page * 4096) | (1n << 63n) | 0x63n, true);
+  };
+  const guest = fixture({ bits: 32, change });
+  const system = { ...guest.cpus[0]!.system!, cr4: 1n << 5n };
+  Object.assign(guest, { cpus: [{ ...guest.cpus[0]!, system }] });
+  const { header, bytes } = await find(guest, 32);
+  t.match(header, { KdDebuggerDataBlock: KERN[32] + BigInt(PLACES.kdbg), PaeEnabled: 1n });
+  t.match(planWinDmp(guest, bytes), { bits: 32 });
 });
 
 t.test('by the processor start block, where no CPU has the kernel’s tables', async (t) => {
