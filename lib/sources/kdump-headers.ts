@@ -30,7 +30,7 @@ import type { RandomFile } from './random-file.js';
 
 /** What a kdump may make us hold. */
 export interface KdumpLimits {
-  /** bytes of one bitmap; 8 pages a byte */
+  /** bytes of one bitmap that are not zeros, in pieces of 64 KiB; 8 pages a byte */
   readonly maxBitmapBytes: number;
   /** bytes of all notes */
   readonly maxNoteBytes: number;
@@ -38,7 +38,7 @@ export interface KdumpLimits {
   readonly maxBlocks: number;
 }
 
-/** Enough for 32 TiB of addresses, and for the notes of QEMU's 4096 CPUs (3.4 MB). */
+/** Enough for 32 TiB of memory, and for the notes of QEMU's 4096 CPUs (3.4 MB). */
 export const DEFAULT_KDUMP_LIMITS: KdumpLimits = { maxBitmapBytes: 2 ** 30, maxNoteBytes: 2 ** 22, maxBlocks: 2 ** 20 };
 
 /** What the headers of a kdump say; its numbers are checked. */
@@ -84,7 +84,7 @@ export function readKdumpHeaders(file: RandomFile, limits: KdumpLimits): KdumpHe
       `${file.name} is one part of a split dump (page frames ${subHeader.startPfn} to ${subHeader.endPfn}); put the parts together with 'makedumpfile --reassemble'`,
     );
   const maxMapnr = header.version >= KDUMP_HEADER_VERSION && subHeader ? subHeader.maxMapnr : header.maxMapnr;
-  const bitmaps = placeBitmaps(file, header, maxMapnr, limits);
+  const bitmaps = placeBitmaps(file, header, maxMapnr);
   const notes = readNotes(file, subHeader ?? NO_NOTES, limits);
   return { class: cls, header, subHeader, maxMapnr, ...bitmaps, notes, longMode: isLongMode(cls, header, notes) };
 }
@@ -125,7 +125,6 @@ function placeBitmaps(
   file: RandomFile,
   { blockSize, subHeaderBlocks, bitmapBlocks }: KdumpHeader,
   maxMapnr: number,
-  { maxBitmapBytes }: KdumpLimits,
 ): Pick<KdumpHeaders, 'memoryBitmapOffset' | 'storedBitmapOffset' | 'descriptorsOffset'> {
   const offset = (MAIN_HEADER_BLOCKS + subHeaderBlocks) * blockSize;
   const both = bitmapBlocks * blockSize;
@@ -137,11 +136,6 @@ function placeBitmaps(
     throw new VmcoreError(
       'TRUNCATED',
       `${file.name} ends at byte ${file.size}, but its bitmaps reach to byte ${offset + both}`,
-    );
-  if (needed > maxBitmapBytes)
-    throw new VmcoreError(
-      'LIMIT',
-      `${file.name} has bitmaps of ${needed} bytes, more than maxBitmapBytes = ${maxBitmapBytes}`,
     );
   return {
     memoryBitmapOffset: offset,

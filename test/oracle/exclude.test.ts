@@ -53,7 +53,7 @@ async function storedPages(path: string, end = Number.POSITIVE_INFINITY): Promis
   const { headers, close } = await headersOf(path);
   const file = FileBacking.open(path);
   const runs: string[] = [];
-  for await (const run of bitRuns(file, headers.storedBitmapOffset, Math.min(headers.maxMapnr, end)))
+  for await (const run of bitRuns({ file, offset: headers.storedBitmapOffset, bits: Math.min(headers.maxMapnr, end) }))
     runs.push(`${run.start}-${run.end}`);
   file.close();
   close();

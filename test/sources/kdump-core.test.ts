@@ -133,6 +133,31 @@ t.test('property: any guest comes back, flattened or not, as a stream or at rand
   );
 });
 
+t.test('device memory far above: what is dumped is read, and it is said what is far', async (t) => {
+  const far = 56 * 2 ** 40;
+  const guest = patternGuest([
+    { base: 0, length: 1 << 20 },
+    { base: far, length: 1 << 20 },
+  ]);
+  for (const format of ['kdump-raw-lzo', 'kdump-lzo'] as const) {
+    const target = join(folder, `far.${format}`);
+    const { warnings } = await dump(guest, { format }, { file: target }).finished;
+    t.match(warnings, [
+      /^memory block 0x380000000000\+0x100000 lies so high that .* two bitmaps of 1\.75 GiB.*; --begin 0 --length 1M leaves it out$/,
+    ]);
+    const opened = await openKdump(target);
+    t.match(opened.pageCounts, { memory: 512, stored: 512 });
+    t.equal(Buffer.compare(await streamed(opened), await streamed(guest)), 0);
+    opened.close();
+  }
+  const { warnings } = await dump(
+    guest,
+    { format: 'kdump-lzo', range: { base: 0, length: 1 << 20 } },
+    { file: join(folder, 'near') },
+  ).finished;
+  t.same(warnings, []);
+});
+
 t.test('runs of zero pages are told as holes', async (t) => {
   const guest = await openBytes(
     await kdumpBytes(guestOf([0, [...new Array(100).fill(0), 5, ...new Array(200).fill(0)]]), { codec: 'lzo' }),
