@@ -1,6 +1,7 @@
 import t from 'tap';
 import { decodeWinDmpHeader, type WinDmpBits } from '../../lib/formats/win-dmp.js';
 import type { Guest } from '../../lib/guest.js';
+import { MemoryGuest } from '../../lib/sources/memory-guest.js';
 import { findKdbg, windowsHeader } from '../../lib/transforms/find-kdbg.js';
 import { planWinDmp } from '../../lib/transforms/win-dmp-layout.js';
 import { patternGuest } from '../guest-fixture.js';
@@ -104,6 +105,24 @@ t.test('the runs of the kernel, where they make sense, else the memory blocks', 
     t.same((await find(fixture({ runs: bad }), 64)).header.runs, ALL_RUNS);
   const change = (view: DataView) => view.setUint32(PLACES.runs, 0xffff_ffff, true);
   t.same((await find(fixture({ change }), 64)).header.runs, ALL_RUNS);
+});
+
+t.test('more memory blocks than there is room for: those that are nearest each other become one', async (t) => {
+  const { guest } = windowsGuestFixture({ runs: [], withoutNote: true });
+  // One page each; before the last 41 the gaps are of two pages, else of one.
+  const regions = Array.from({ length: 150_000 }, (_, i) => ({
+    base: (1000 + 2 * i + Math.max(0, i - 149_958)) * 4096,
+    length: 4096,
+    backing: null,
+    offset: 0,
+  }));
+  const { name, arch, cpus, notes, memory } = guest;
+  const many = new MemoryGuest({ name, arch, cpus, notes, regions: [...memory.regions, ...regions] });
+  const { runs } = (await find(many, 64)).header;
+  t.equal(runs.length, 43);
+  t.same(runs[0], ALL_RUNS[0]);
+  t.same(runs[1], { BasePage: 1000n, PageCount: BigInt(2 * 149_959 - 1) });
+  t.ok(runs.slice(2).every(({ PageCount }) => PageCount === 1n));
 });
 
 t.test('none, or an encoded one: what was looked for is said', async (t) => {
