@@ -23,6 +23,16 @@ export interface Prepared {
   readonly exclusion: PageExclusion | null;
   /** pages that are kept because the kernel's structures contradict themselves, or tell nothing of them (not online) */
   readonly undecided: number;
+  /** device memory that the guest above has no more, or has */
+  readonly deviceMemory: DeviceMemory;
+}
+
+/** Pages of memory above all that the guest's kernel has struct pages for, such as video memory and ROMs. */
+export interface DeviceMemory {
+  /** kdump: pages that a dump level leaves out; absent when there are none */
+  readonly deviceLeftOut?: number;
+  /** kdump: pages that are in the dump, for which makedumpfile is not to be used on it; absent when there are none */
+  readonly deviceKept?: number;
 }
 
 /**
@@ -35,9 +45,27 @@ export async function prepare(guest: Guest, request: DumpRequest, context: PlanC
   // Zeros are found without knowing anything of the kernel.
   const byKernel = ((dumpLevel ?? 0) & ~DL_EXCLUDE_ZERO) !== 0;
   const completed = (findVmcoreinfo ?? byKernel) ? await complete(guest, byKernel, context) : { guest, paddr: null };
-  const decided = byKernel ? await decide(completed.guest, request, context) : { exclusion: null, undecided: 0 };
-  const exclusion = withMissing(guest, request, decided.exclusion, context);
-  return { guest: completed.guest, vmcoreinfoAt: completed.paddr, exclusion, undecided: decided.undecided };
+  const { guest: dumped, deviceMemory } = await decideDeviceMemory(completed.guest, request);
+  const decided = byKernel ? await decide(dumped, request, context) : { exclusion: null, undecided: 0 };
+  const exclusion = withMissing(dumped, request, decided.exclusion, context);
+  return { guest: dumped, vmcoreinfoAt: completed.paddr, exclusion, undecided: decided.undecided, deviceMemory };
+}
+
+/**
+ * Leaves device memory out of a kdump where pages are left out, and of others says how much there is. ELF vmcores have it
+ * in a segment of its own, those of makedumpfile -E too.
+ */
+async function decideDeviceMemory(
+  guest: Guest,
+  { format = 'elf', dumpLevel = 0, keepDeviceMemory }: DumpRequest,
+): Promise<Pick<Prepared, 'guest' | 'deviceMemory'>> {
+  if (!format.startsWith('kdump-')) return { guest, deviceMemory: {} };
+  const { deviceMemoryStart, pagesFrom, withoutDeviceMemory } = await import('./linux/device-memory.js');
+  const start = deviceMemoryStart(guest);
+  if (start === null) return { guest, deviceMemory: {} };
+  const pages = pagesFrom(guest.blocks, start);
+  if (dumpLevel === 0 || keepDeviceMemory) return { guest, deviceMemory: { deviceKept: pages } };
+  return { guest: withoutDeviceMemory(guest, start), deviceMemory: { deviceLeftOut: pages } };
 }
 
 /** What the kernel's structures say. */
@@ -85,24 +113,31 @@ async function complete(guest: Guest, isNeeded: boolean, { signal, onWarning }: 
 /** What of a request does not go together, before anything is read. */
 function checkExclusion(
   { missing }: Guest,
-  { format = 'elf', dumpLevel, keepLayout, excludeFallback }: DumpRequest,
+  { format = 'elf', dumpLevel, keepLayout, keepDeviceMemory, excludeFallback }: DumpRequest,
 ): void {
   if (dumpLevel === undefined) {
-    if ((keepLayout && !missing) || excludeFallback !== undefined)
-      throw new VmcoreError(
-        'USAGE',
-        `--${keepLayout ? 'keep-layout' : 'exclude-fallback'} says how pages are left out: give --dump-level or --exclude too`,
-      );
+    const pointless = [
+      ...(keepLayout && !missing ? ['--keep-layout'] : []),
+      ...(keepDeviceMemory ? ['--keep-device-memory'] : []),
+      ...(excludeFallback === undefined ? [] : ['--exclude-fallback']),
+    ];
+    if (pointless.length > 0)
+      throw new VmcoreError('USAGE', `${pointless[0]} says how pages are left out: give --dump-level or --exclude too`);
     return;
   }
   if (format === 'win-dmp')
     throw new VmcoreError('USAGE', 'win-dmp has no way to leave pages out: dump levels go with elf and kdump');
   if (keepLayout && format !== 'elf')
     throw new VmcoreError('USAGE', 'a kdump has no segments whose layout could be kept: --keep-layout goes with elf');
+  if (keepDeviceMemory && format === 'elf')
+    throw new VmcoreError(
+      'USAGE',
+      'an ELF vmcore has device memory at any level: --keep-device-memory goes with kdump',
+    );
 }
 
 /** What the summary of a dump says of pages that are left out. */
-export interface LeftOut {
+export interface LeftOut extends DeviceMemory {
   /** pages that the dump level leaves out; absent when the request has none */
   readonly excluded?: number;
   /** the same by reason; absent when a range holds but some of them */
@@ -115,9 +150,14 @@ export interface LeftOut {
  * Says what was left out.
  * @param excluded pages of the dump that are left out; when a range holds but some of all, their reasons are not known
  */
-export function describeLeftOut({ exclusion, undecided }: Prepared, excluded: number): LeftOut {
-  if (!exclusion) return {};
+export function describeLeftOut({ exclusion, undecided, deviceMemory }: Prepared, excluded: number): LeftOut {
+  if (!exclusion) return deviceMemory;
   const counts = EXCLUDE_REASONS.map((reason) => [reason, exclusion.count(reason)] as const);
   const byReason = Object.fromEntries(counts.filter(([, count]) => count > 0));
-  return { excluded, undecided, excludedByReason: exclusion.total === excluded ? byReason : undefined };
+  return {
+    ...deviceMemory,
+    excluded,
+    undecided,
+    excludedByReason: exclusion.total === excluded ? byReason : undefined,
+  };
 }

@@ -91,7 +91,7 @@ export async function planDump(guest: Guest, request: DumpRequest, context: Plan
     ),
   );
   return planWithout(guest, request, context, (prepared) =>
-    planKdumpDump(prepared, format, encoder, request, context.signal),
+    planKdumpDump(prepared, format, encoder, request, context),
   );
 }
 
@@ -153,24 +153,27 @@ async function planKdumpDump(
   format: KdumpFormat,
   encoder: Promise<PageEncoder>,
   request: DumpRequest,
-  signal: AbortSignal,
+  { signal, onWarning }: PlanContext,
 ): Promise<FormatPlan> {
   const { guest, exclusion } = prepared;
   if (request.paging)
     throw new VmcoreError('USAGE', 'kdump-compressed format has no place for virtual addresses: paging goes with elf');
-  const [{ planKdump }, { KdumpFramer }, { Flattener }, { PageAligner }, { PageCompressor }] = await Promise.all([
-    import('./transforms/kdump-layout.js'),
-    import('./transforms/kdump-framer.js'),
-    import('./transforms/flattener.js'),
-    import('./transforms/page-aligner.js'),
-    import('./transforms/page-compressor.js'),
-  ]);
+  const [{ planKdump, largeBitmapWarning }, { KdumpFramer }, { Flattener }, { PageAligner }, { PageCompressor }] =
+    await Promise.all([
+      import('./transforms/kdump-layout.js'),
+      import('./transforms/kdump-framer.js'),
+      import('./transforms/flattener.js'),
+      import('./transforms/page-aligner.js'),
+      import('./transforms/page-compressor.js'),
+    ]);
   const seeks = format.startsWith('kdump-raw-');
   const layout = planKdump(guest, {
     codec: kdumpCodec(format),
     range: request.range,
     exclusion: exclusion ?? undefined,
   });
+  const warning = largeBitmapWarning(layout);
+  if (warning !== null) onWarning(warning);
   const compressor = new PageCompressor(await encoder, { signal });
   return {
     memoryBytes: layout.memoryBytes,

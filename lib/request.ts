@@ -50,6 +50,11 @@ export interface DumpRequest {
   readonly dumpLevel?: number | undefined;
   /** what to do where the kernel's structures do not hold together: `refuse`, the default, or `keep` their pages */
   readonly excludeFallback?: 'refuse' | 'keep' | undefined;
+  /**
+   * kdump with `dumpLevel`: keep memory above all that the kernel has struct pages for (video memory, ROMs), which is
+   * left out otherwise, where the guest has VMCOREINFO
+   */
+  readonly keepDeviceMemory?: boolean | undefined;
   /** elf: pages that are left out are zeros; without it, long runs of them end segments */
   readonly keepLayout?: boolean | undefined;
   /**
@@ -109,6 +114,7 @@ const RULES: Readonly<Record<keyof DumpRequest, Rule>> = {
   findKdbg: YES_OR_NO,
   dumpLevel: wholeNumber(0, ALL_LEVELS),
   excludeFallback: oneOf(['refuse', 'keep']),
+  keepDeviceMemory: YES_OR_NO,
   keepLayout: YES_OR_NO,
   findVmcoreinfo: YES_OR_NO,
 };

@@ -39,6 +39,7 @@ interface DumpArguments extends SourceArguments {
   dumpLevel?: number;
   exclude?: string;
   excludeFallback?: 'refuse' | 'keep';
+  keepDeviceMemory: boolean;
   keepLayout: boolean;
   progress?: boolean;
   json: boolean;
@@ -100,6 +101,11 @@ export function builder(yargs: Argv): Argv {
     .option('exclude-fallback', {
       choices: ['refuse', 'keep'] as const,
       describe: "what to do when the kernel's lists of pages are damaged: refuse (the default), or keep the pages",
+    })
+    .option('keep-device-memory', {
+      type: 'boolean',
+      default: false,
+      describe: 'kdump with --dump-level: keep memory above all that the kernel knows of (video memory, ROMs)',
     })
     .option('keep-layout', {
       type: 'boolean',
@@ -295,16 +301,23 @@ function summaryText({
     `${output}: ${format}, ${architecture}, ${formatSize(size)}`,
     ...(vmcoreinfoAt ? [`VMCOREINFO found in guest memory at ${vmcoreinfoAt}`] : []),
     pagesText(pages),
+    ...(pages.deviceKept ? [keptText(pages.deviceKept)] : []),
     `read ${formatSize(bytesRead)}, wrote ${formatSize(bytesWritten)} in ${seconds.toFixed(2)} s (${rate}/s)`,
     ...(live ? liveText(live) : []),
   ].join('\n');
 }
 
-function pagesText({ total, data, zero, missing, excluded, excludedByReason }: DumpedPages): string {
+/** makedumpfile says `Completed` of a dump that it has lost, so this is the place to know it from. */
+function keptText(pages: number): string {
+  return `${pages} of them are device memory above RAM, for which makedumpfile can lose the others: leave pages out with -d here, or with vmcore dump -d of this file, and not with makedumpfile`;
+}
+
+function pagesText({ total, data, zero, missing, excluded, excludedByReason, deviceLeftOut }: DumpedPages): string {
   const reasons = Object.entries(excludedByReason ?? {}).map(([reason, count]) => `${count} ${reason}`);
   return [
     `${total} pages: ${data} written, ${zero} zero and ${excluded ? 'not stored' : 'left out'}`,
     ...(excluded ? [`, ${excluded} left out${reasons.length > 0 ? ` (${reasons.join(', ')})` : ''}`] : []),
+    ...(deviceLeftOut ? [`; ${deviceLeftOut} more are device memory above RAM, and left out`] : []),
     ...(missing ? [`; ${missing} are no memory of the guest's, and zeros`] : []),
   ].join('');
 }

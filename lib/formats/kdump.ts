@@ -6,7 +6,8 @@
  *
  * Layouts are those of makedumpfile's diskdump_mod.h (and QEMU's include/system/dump.h, which has them packed). They are
  * C structures of the dumped machine: in those of 32 bits `unsigned long`, pointers and `time_t` take 4 bytes, and
- * 64-bit members are aligned to 4. All is little-endian, x86 is.
+ * 64-bit members are aligned to 4. All is little-endian, as x86 is; headers can be read in the other byte order too, to
+ * tell whose they are.
  */
 
 import { ELFCLASS32, ELFCLASS64, type ElfClass } from './elf.js';
@@ -196,36 +197,38 @@ export function encodeKdumpHeader(cls: ElfClass, header: KdumpHeader): Uint8Arra
 
 /**
  * Decodes `struct disk_dump_header` of one class.
- * @param bytes the first LARGEST_HEADER_SIZE bytes of a file
+ * @param bytes        the first LARGEST_HEADER_SIZE bytes of a file
+ * @param littleEndian byte order
  */
-export function decodeKdumpHeader(bytes: Uint8Array, cls: ElfClass): KdumpHeader {
+export function decodeKdumpHeader(bytes: Uint8Array, cls: ElfClass, littleEndian = true): KdumpHeader {
   const { status } = HEADER_LAYOUT[cls];
   const view = viewOf(bytes);
   return {
     signature: Buffer.from(bytes.subarray(0, KDUMP_SIGNATURE.length)).toString('latin1'),
-    version: view.getInt32(VERSION_AT, true),
+    version: view.getInt32(VERSION_AT, littleEndian),
     utsname: decodeUtsname(bytes.subarray(UTSNAME_AT, UTSNAME_AT + UTSNAME_SIZE)),
-    status: view.getUint32(status, true),
-    blockSize: view.getUint32(status + BLOCK_SIZE_AT, true),
-    subHeaderBlocks: view.getUint32(status + SUB_HDR_SIZE_AT, true),
-    bitmapBlocks: view.getUint32(status + BITMAP_BLOCKS_AT, true),
-    maxMapnr: view.getUint32(status + MAX_MAPNR_AT, true),
-    cpus: view.getUint32(status + NR_CPUS_AT, true),
+    status: view.getUint32(status, littleEndian),
+    blockSize: view.getUint32(status + BLOCK_SIZE_AT, littleEndian),
+    subHeaderBlocks: view.getUint32(status + SUB_HDR_SIZE_AT, littleEndian),
+    bitmapBlocks: view.getUint32(status + BITMAP_BLOCKS_AT, littleEndian),
+    maxMapnr: view.getUint32(status + MAX_MAPNR_AT, littleEndian),
+    cpus: view.getUint32(status + NR_CPUS_AT, littleEndian),
   };
 }
 
 /**
  * The class of a file, which its header does not say: that in which block_size is this machine's page size and neither
  * sub header nor bitmaps are missing. In the wrong class other members stand there: in a 64-bit header read as one of
- * 32 bits sub_hdr_size is the upper half of microseconds, which is 0. So 32 bits are tried first.
+ * 32 bits sub_hdr_size is the upper half of microseconds, which is 0. So 32 bits are tried first. A file without memory
+ * may have neither; its block_size has to do.
  * @returns null when the header makes sense in neither
  */
 export function kdumpClass(bytes: Uint8Array): ElfClass | null {
-  const makesSense = (cls: ElfClass): boolean => {
-    const { blockSize, subHeaderBlocks, bitmapBlocks } = decodeKdumpHeader(bytes, cls);
-    return blockSize === KDUMP_BLOCK_SIZE && subHeaderBlocks > 0 && bitmapBlocks > 0;
-  };
-  return ([ELFCLASS32, ELFCLASS64] as const).find(makesSense) ?? null;
+  const classes = [ELFCLASS32, ELFCLASS64] as const;
+  const headers = classes.map((cls) => ({ cls, ...decodeKdumpHeader(bytes, cls) }));
+  const ours = headers.filter(({ blockSize }) => blockSize === KDUMP_BLOCK_SIZE);
+  const whole = ours.find(({ subHeaderBlocks, bitmapBlocks }) => subHeaderBlocks > 0 && bitmapBlocks > 0);
+  return (whole ?? ours.at(-1))?.cls ?? null;
 }
 
 /** Encodes `struct kdump_sub_header` of version 6. */
@@ -245,15 +248,21 @@ export function encodeKdumpSubHeader(cls: ElfClass, header: KdumpSubHeader): Uin
 
 /**
  * Decodes `struct kdump_sub_header`; members that came after `version` are 0.
- * @param bytes SUB_HEADER_SIZE[cls] bytes from block 1
+ * @param bytes        SUB_HEADER_SIZE[cls] bytes from block 1
+ * @param littleEndian byte order
  */
-export function decodeKdumpSubHeader(bytes: Uint8Array, cls: ElfClass, version: number): KdumpSubHeader {
+export function decodeKdumpSubHeader(
+  bytes: Uint8Array,
+  cls: ElfClass,
+  version: number,
+  littleEndian = true,
+): KdumpSubHeader {
   const view = viewOf(bytes);
   const values = new Map<SubHeaderMember, bigint>();
   let at = 0;
   for (const [member, type, since] of SUB_HEADER_MEMBERS) {
     const width = memberWidth(type, cls);
-    const value = width === 8 ? view.getBigUint64(at, true) : BigInt(view.getUint32(at, true));
+    const value = width === 8 ? view.getBigUint64(at, littleEndian) : BigInt(view.getUint32(at, littleEndian));
     values.set(member, version >= since ? value : 0n);
     at += width;
   }

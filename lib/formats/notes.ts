@@ -100,7 +100,7 @@ export function parseNotes(bytes: Uint8Array, where: string): ElfNote[] {
 // ---------------------------------------------------------------------------------------------------------------------
 
 /** x86_64 `struct elf_prstatus`: pr_pid at 32, pr_reg (27 × 8 bytes) at 112, pr_fpvalid behind it. */
-const PRSTATUS64 = { size: 336, pid: 32, regs: 112 } as const;
+const PRSTATUS64 = { size: 336, pid: 32, regs: 112, regsEnd: 328 } as const;
 
 /** pr_reg of x86_64, in order (`struct user_regs_struct`). */
 const PRSTATUS64_REGS = [
@@ -134,7 +134,7 @@ const PRSTATUS64_REGS = [
 ] as const;
 
 /** i386 `struct elf_prstatus`: pr_pid at 24, pr_reg (17 × 4 bytes) at 72, pr_fpvalid behind it. */
-const PRSTATUS32 = { size: 144, pid: 24, regs: 72 } as const;
+const PRSTATUS32 = { size: 144, pid: 24, regs: 72, regsEnd: 140 } as const;
 
 /** pr_reg of i386, in order. */
 const PRSTATUS32_REGS = [
@@ -162,6 +162,16 @@ type PrstatusSlot = (typeof PRSTATUS64_REGS)[number] | (typeof PRSTATUS32_REGS)[
 /** Size in bytes of the NT_PRSTATUS descriptor. */
 export function prstatusSize(longMode: boolean): number {
   return longMode ? PRSTATUS64.size : PRSTATUS32.size;
+}
+
+/**
+ * Whether an NT_PRSTATUS descriptor of so many bytes has the layout of x86_64; null when it has neither that nor the
+ * one of i386. Some writers leave out pr_fpvalid, or its padding: all registers are there without.
+ */
+export function prstatusLongMode(size: number): boolean | null {
+  if (size >= PRSTATUS64.regsEnd && size <= PRSTATUS64.size) return true;
+  if (size >= PRSTATUS32.regsEnd && size <= PRSTATUS32.size) return false;
+  return null;
 }
 
 function slotValue(cpu: CpuState, slot: PrstatusSlot): bigint {
@@ -208,8 +218,8 @@ export function encodePrstatus(cpu: CpuState, pid: number, longMode: boolean): U
 
 /** What an NT_PRSTATUS descriptor says of a CPU; null when its size is neither that of x86_64 nor that of i386. */
 export function decodePrstatus(desc: Uint8Array): CpuState | null {
-  const longMode = desc.length === PRSTATUS64.size;
-  if (!longMode && desc.length !== PRSTATUS32.size) return null;
+  const longMode = prstatusLongMode(desc.length);
+  if (longMode === null) return null;
   const view = new DataView(desc.buffer, desc.byteOffset, desc.byteLength);
   const slots = new Map<PrstatusSlot, bigint>();
   if (longMode)
@@ -235,8 +245,17 @@ export function decodePrstatus(desc: Uint8Array): CpuState | null {
     gs: { ...segments.gs, base: value('gs_base') },
     longMode,
     system: null,
-    prstatus: desc,
+    prstatus: wholePrstatus(desc, longMode),
   };
+}
+
+/** A descriptor with what it may lack behind its registers: readers count from its end (crash). */
+function wholePrstatus(desc: Uint8Array, longMode: boolean): Uint8Array {
+  const size = prstatusSize(longMode);
+  if (desc.length === size) return desc;
+  const whole = new Uint8Array(size);
+  whole.set(desc);
+  return whole;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -255,6 +274,28 @@ const QEMU_GENERAL_AT = 8;
 const QEMU_SEGMENTS_AT = QEMU_GENERAL_AT + 8 * GENERAL_REGISTERS.length;
 const QEMU_CONTROL_AT = QEMU_SEGMENTS_AT + QEMU_CPU_SEGMENT_SIZE * (SEGMENT_REGISTERS.length + SYSTEM_SEGMENTS.length);
 const CONTROL_REGISTERS = ['cr0', 'cr1', 'cr2', 'cr3', 'cr4', 'kernelGsBase'] as const;
+
+/** What a CPU's `QEMU` note says of control registers and tables that are not known. */
+const UNKNOWN_SYSTEM: SystemState = {
+  ...(Object.fromEntries(SYSTEM_SEGMENTS.map((name) => [name, NULL_SEGMENT])) as Pick<
+    SystemState,
+    (typeof SYSTEM_SEGMENTS)[number]
+  >),
+  ...(Object.fromEntries(CONTROL_REGISTERS.map((name) => [name, 0n])) as Pick<
+    SystemState,
+    (typeof CONTROL_REGISTERS)[number]
+  >),
+};
+
+/** Whether all of it is zeros, which no processor has: CR0.ET is always set since the 486 (Intel SDM vol. 3, 2.5). */
+function isUnknown(system: SystemState): boolean {
+  return (
+    CONTROL_REGISTERS.every((name) => system[name] === 0n) &&
+    SYSTEM_SEGMENTS.map((name) => system[name]).every(
+      ({ selector, limit, flags, base }) => selector === 0 && limit === 0 && flags === 0 && base === 0n,
+    )
+  );
+}
 
 /** The descriptor of a CPU's `QEMU` note (`struct QEMUCPUState`). */
 export function encodeQemuCpuState(cpu: CpuState, system: SystemState): Uint8Array {
@@ -316,7 +357,8 @@ export function decodeQemuCpuState(desc: Uint8Array, longMode: boolean): CpuStat
     (typeof CONTROL_REGISTERS)[number],
     bigint
   >;
-  return { ...general, ...segments, longMode, system: { ...tables, ...controls } };
+  const system = { ...tables, ...controls };
+  return { ...general, ...segments, longMode, system: isUnknown(system) ? null : system };
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -325,18 +367,20 @@ export function decodeQemuCpuState(desc: Uint8Array, longMode: boolean): CpuStat
 
 /**
  * The notes of a vmcore in QEMU's order: NT_PRSTATUS of every CPU, the `QEMU` note of every CPU, then the others.
+ *
+ * Readers (crash, libkdumpfile) take the n-th note of each kind for those of the n-th CPU. So there are `QEMU` notes for
+ * all CPUs or for none: where the control registers of but some are known, those of the others are zeros.
  * @param longMode layout of NT_PRSTATUS; QEMU takes the first CPU's mode for all
  */
 export function guestNotes(
   guest: { readonly cpus: readonly CpuState[]; readonly notes: readonly ElfNote[] },
   longMode: boolean,
 ): ElfNote[] {
-  const prstatus = guest.cpus.map((cpu, i) =>
-    encodeNote(NOTE_NAME_CORE, NT_PRSTATUS, encodePrstatus(cpu, i + 1, longMode)),
-  );
-  const qemu = guest.cpus.flatMap((cpu) =>
-    cpu.system ? [encodeNote(NOTE_NAME_QEMU, 0, encodeQemuCpuState(cpu, cpu.system))] : [],
-  );
+  const { cpus } = guest;
+  const prstatus = cpus.map((cpu, i) => encodeNote(NOTE_NAME_CORE, NT_PRSTATUS, encodePrstatus(cpu, i + 1, longMode)));
+  const qemu = cpus.some(({ system }) => system !== null)
+    ? cpus.map((cpu) => encodeNote(NOTE_NAME_QEMU, 0, encodeQemuCpuState(cpu, cpu.system ?? UNKNOWN_SYSTEM)))
+    : [];
   return [...prstatus, ...qemu, ...guest.notes];
 }
 
@@ -349,6 +393,7 @@ const DESCRIPTOR_L = 1 << 21;
  * is a 64-bit one, and when the first CPU is: no system runs its CPUs in different modes for longer than a boot.
  */
 function looksLongMode(cpu: CpuState, firstInLongMode: boolean): boolean {
+  if (!cpu.system) return firstInLongMode;
   const paging = pagingEnabled(cpu) && (cpu.system!.cr4 & CR4_PAE) !== 0n;
   return paging && (firstInLongMode || (cpu.cs.flags & DESCRIPTOR_L) !== 0);
 }
@@ -368,11 +413,56 @@ export function splitNotes(notes: readonly ElfNote[], longMode: boolean): { cpus
     else if (state) qemu.push(state);
     else others.push(note);
   }
-  if (qemu.length === 0) return { cpus: prstatus, others };
-  const cpus = qemu.map((cpu, i) => {
-    const core = prstatus[i]?.prstatus;
-    const mode = { longMode: i === 0 ? longMode : looksLongMode(cpu, longMode) };
-    return core ? { ...cpu, ...mode, prstatus: core } : { ...cpu, ...mode };
+  const states = pairStates(prstatus, qemu).map(({ core, state }, i): CpuState => {
+    if (!state) return core!;
+    const known = { ...state, longMode: i === 0 ? longMode : looksLongMode(state, longMode) };
+    return core?.prstatus ? { ...known, prstatus: core.prstatus } : known;
   });
-  return { cpus, others };
+  return { cpus: states, others };
+}
+
+/** What the notes of one CPU say of it, at least one of both. */
+interface CpuNotes {
+  readonly core?: CpuState | undefined;
+  readonly state?: CpuState | undefined;
+}
+
+/**
+ * Finds the notes that are of the same CPU: the n-th of each kind, where there are as many. A writer that had control
+ * registers of some CPUs only may have left out the other `QEMU` notes; then the registers tell, which are in both.
+ */
+function pairStates(prstatus: readonly CpuState[], qemu: readonly CpuState[]): CpuNotes[] {
+  if (prstatus.length === qemu.length) return qemu.map((state, i) => ({ core: prstatus[i], state }));
+  const pairs: CpuNotes[] = [];
+  const places = placesByRegisters(prstatus);
+  let next = 0;
+  for (const state of qemu) {
+    const candidates = places.get(registersKey(state)) ?? [];
+    while (candidates.length > 0 && candidates.at(-1)! < next) candidates.pop();
+    const place = candidates.pop();
+    if (place === undefined) pairs.push({ state });
+    else {
+      while (next < place) pairs.push({ core: prstatus[next++] });
+      pairs.push({ core: prstatus[next++], state });
+    }
+  }
+  while (next < prstatus.length) pairs.push({ core: prstatus[next++] });
+  return pairs;
+}
+
+/** Places in a list by what CPUs there have in their registers; the first place comes last. */
+function placesByRegisters(cpus: readonly CpuState[]): Map<string, number[]> {
+  const places = new Map<string, number[]>();
+  for (let i = cpus.length - 1; i >= 0; i--) {
+    const key = registersKey(cpus[i]!);
+    const known = places.get(key);
+    if (known) known.push(i);
+    else places.set(key, [i]);
+  }
+  return places;
+}
+
+/** Where a CPU is, and with what stack: as far as NT_PRSTATUS of 32 bits has it. */
+function registersKey({ rip, rsp, rbp, rflags }: CpuState): string {
+  return [rip, rsp, rbp, rflags].map((value) => BigInt.asUintN(32, value)).join();
 }

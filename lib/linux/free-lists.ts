@@ -12,10 +12,10 @@ import { PageSet } from '../page-set.js';
 import type { KernelMemory } from './kernel-memory.js';
 import type { KernelSymbols } from './kernel-symbols.js';
 import type { MemoryMap } from './memory-map.js';
+import { onlineNodes } from './nodes.js';
 import type { PageLayout } from './page-layout.js';
 
-/** Nodes and zones that a kernel can have at most: more are damage */
-const MAX_NODES = 1024;
+/** Zones that a node can have at most: more are damage */
 const MAX_ZONES = 8;
 /** Migrate types: 5 or 6, as configured */
 const MAX_MIGRATE_TYPES = 16;
@@ -148,22 +148,4 @@ function zoneLayout({ info }: KernelSymbols): ZoneLayout | null {
   if (entries.some(([, value]) => value < 0 || value > 2 ** 24)) return null;
   const layout = Object.fromEntries(entries) as Record<keyof ZoneLayout, number>;
   return layout.migrateTypes <= MAX_MIGRATE_TYPES && layout.freeAreaSize >= 8 ? layout : null;
-}
-
-/** Addresses of struct pglist_data; null when they are not to be found. */
-function onlineNodes(kernel: KernelMemory, { info }: KernelSymbols): bigint[] | null {
-  const only = info.symbol('contig_page_data');
-  if (only !== null) return [only];
-  const [map, data, length] = [info.symbol('node_online_map'), info.symbol('node_data'), info.length('node_data')];
-  if (map === null || data === null || length === null || length > BigInt(MAX_NODES)) return null;
-  const online = kernel.bytes(map, Math.ceil(Number(length) / 64) * 8);
-  if (!online) return null;
-  const nodes: bigint[] = [];
-  for (let node = 0; node < Number(length); node++) {
-    if ((online[node >>> 3]! & (1 << (node & 7))) === 0) continue;
-    const address = kernel.pointer(data + BigInt(node * kernel.long));
-    if (address === null || !kernel.isKernelAddress(address)) return null;
-    nodes.push(address);
-  }
-  return nodes;
 }

@@ -13,6 +13,7 @@ import {
   FLATTENED_RECORD_SIZE,
   type FlattenedRecord,
 } from '../formats/flattened.js';
+import type { DataRun } from '../physical-memory.js';
 import type { FileBacking } from './file-backing.js';
 import type { RandomFile } from './random-file.js';
 
@@ -80,6 +81,15 @@ export class FlattenedFile implements RandomFile {
       if (place === null) part.fill(0);
       else await this.#file.read(place, part);
     }
+  }
+
+  /** What no record holds is zeros. */
+  nextData(offset: number, end: number): DataRun | null {
+    const { offsets, sizes, count } = this.#index;
+    let record = lastAtOrBelow(offsets, count, offset);
+    if (record < 0 || offsets[record]! + sizes[record]! <= offset) record++;
+    if (record >= count || offsets[record]! >= end) return null;
+    return { start: Math.max(offset, offsets[record]!), end: Math.min(end, offsets[record]! + sizes[record]!) };
   }
 
   close(): void {

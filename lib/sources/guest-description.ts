@@ -314,7 +314,7 @@ function longModeOf({ efer }: CpuDescription, known: CpuState | undefined, cs: S
   return known?.longMode ?? (cs.flags & DESC_L) !== 0;
 }
 
-/** Null when nothing is known of it: a dump then has no `QEMU` note that would claim zeros. */
+/** Null when nothing is known of it: zeros would be a claim. */
 function systemOf(cpu: CpuDescription, known: CpuState | undefined): SystemState | null {
   const told = [...SYSTEM_SEGMENTS, ...CONTROL_REGISTERS].some((name) => cpu[name] !== undefined);
   if (!told && !known?.system) return null;

@@ -18,7 +18,7 @@ import { KdumpBacking } from './kdump-backing.js';
 import { DEFAULT_KDUMP_LIMITS, type KdumpHeaders, type KdumpLimits, readKdumpHeaders } from './kdump-headers.js';
 import { KdumpPages } from './kdump-pages.js';
 import { MemoryGuest, type MemoryGuestFields } from './memory-guest.js';
-import { bitRuns, PageBitmap } from './page-bitmap.js';
+import { type BitmapPlace, bitRuns, PageBitmap } from './page-bitmap.js';
 import type { RandomFile } from './random-file.js';
 
 /** Pages of a kdump by what the file has of them. */
@@ -90,8 +90,9 @@ export async function readKdump(
   if (flattened) refuseElf(file);
   const headers = readKdumpHeaders(file, limits);
   const { memoryBitmapOffset, storedBitmapOffset, descriptorsOffset, maxMapnr, longMode } = headers;
-  const blocks = await readBlocks(file, memoryBitmapOffset, maxMapnr, limits);
-  const stored = await PageBitmap.open(file, storedBitmapOffset, maxMapnr);
+  const bitmap = { file, bits: maxMapnr, maxBytes: limits.maxBitmapBytes };
+  const blocks = await readBlocks({ ...bitmap, offset: memoryBitmapOffset }, limits);
+  const stored = await PageBitmap.open({ ...bitmap, offset: storedBitmapOffset });
   const pages = new KdumpPages(file, stored, descriptorsOffset);
   const backing = new KdumpBacking(file, pages);
   const { cpus, others } = splitNotes(headers.notes, longMode);
@@ -131,14 +132,10 @@ function* missingRuns(blocks: readonly MemoryBlock[], pages: KdumpPages): Genera
 }
 
 /** The memory that the first bitmap has. */
-async function readBlocks(
-  file: RandomFile,
-  offset: number,
-  maxMapnr: number,
-  { maxBlocks }: KdumpLimits,
-): Promise<MemoryBlock[]> {
+async function readBlocks(bitmap: BitmapPlace, { maxBlocks }: KdumpLimits): Promise<MemoryBlock[]> {
+  const { file } = bitmap;
   const blocks: MemoryBlock[] = [];
-  for await (const { start, end } of bitRuns(file, offset, maxMapnr)) {
+  for await (const { start, end } of bitRuns(bitmap)) {
     if (blocks.length === maxBlocks)
       throw new VmcoreError('LIMIT', `${file.name}: its bitmap has more than maxBlocks = ${maxBlocks} memory blocks`);
     blocks.push({ base: start * PAGE_SIZE, length: (end - start) * PAGE_SIZE });

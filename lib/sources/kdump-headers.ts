@@ -22,14 +22,15 @@ import {
   MAIN_HEADER_BLOCKS,
   SUB_HEADER_SIZE,
 } from '../formats/kdump.js';
-import { type ElfNote, NOTE_NAME_CORE, NT_PRSTATUS, parseNotes, prstatusSize } from '../formats/notes.js';
+import { type ElfNote, NOTE_NAME_CORE, NT_PRSTATUS, parseNotes, prstatusLongMode } from '../formats/notes.js';
 import { vmcoreinfoNote } from '../formats/vmcoreinfo.js';
 import { PHYSICAL_ADDRESS_LIMIT } from '../physical-memory.js';
+import { foreignLayout, foreignMachine, foreignNotes } from './foreign-kdump.js';
 import type { RandomFile } from './random-file.js';
 
 /** What a kdump may make us hold. */
 export interface KdumpLimits {
-  /** bytes of one bitmap; 8 pages a byte */
+  /** bytes of one bitmap that are not zeros, in pieces of 64 KiB; 8 pages a byte */
   readonly maxBitmapBytes: number;
   /** bytes of all notes */
   readonly maxNoteBytes: number;
@@ -37,7 +38,7 @@ export interface KdumpLimits {
   readonly maxBlocks: number;
 }
 
-/** Enough for 32 TiB of addresses, and for the notes of QEMU's 4096 CPUs (3.4 MB). */
+/** Enough for 32 TiB of memory, and for the notes of QEMU's 4096 CPUs (3.4 MB). */
 export const DEFAULT_KDUMP_LIMITS: KdumpLimits = { maxBitmapBytes: 2 ** 30, maxNoteBytes: 2 ** 22, maxBlocks: 2 ** 20 };
 
 /** What the headers of a kdump say; its numbers are checked. */
@@ -59,9 +60,6 @@ export interface KdumpHeaders {
   readonly longMode: boolean;
 }
 
-/** `machine` of what is no x86 but may well come along. */
-const FOREIGN_MACHINE = /^(aarch64|arm|s390|ppc|mips|riscv|loongarch|ia64|sparc)/;
-
 /** What a file without sub header has for it. */
 const NO_NOTES = { offsetNote: 0, sizeNote: 0, offsetVmcoreinfo: 0, sizeVmcoreinfo: 0 } as const;
 
@@ -78,13 +76,15 @@ export function isKdump(start: Uint8Array): boolean {
 export function readKdumpHeaders(file: RandomFile, limits: KdumpLimits): KdumpHeaders {
   const { cls, header } = readMainHeader(file);
   const subHeader = readSubHeader(file, cls, header);
+  const foreign = subHeader && foreignNotes(file, header, subHeader);
+  if (foreign) throw notOfX86(file, foreign);
   if (subHeader && subHeader.split !== 0)
     throw new VmcoreError(
       'UNSUPPORTED',
       `${file.name} is one part of a split dump (page frames ${subHeader.startPfn} to ${subHeader.endPfn}); put the parts together with 'makedumpfile --reassemble'`,
     );
   const maxMapnr = header.version >= KDUMP_HEADER_VERSION && subHeader ? subHeader.maxMapnr : header.maxMapnr;
-  const bitmaps = placeBitmaps(file, header, maxMapnr, limits);
+  const bitmaps = placeBitmaps(file, header, maxMapnr);
   const notes = readNotes(file, subHeader ?? NO_NOTES, limits);
   return { class: cls, header, subHeader, maxMapnr, ...bitmaps, notes, longMode: isLongMode(cls, header, notes) };
 }
@@ -93,19 +93,25 @@ function readMainHeader(file: RandomFile): { cls: ElfClass; header: KdumpHeader 
   const bytes = readPart(file, 0, LARGEST_HEADER_SIZE, 'the main header');
   if (!isKdump(bytes)) throw bad(file, 'is not a kdump-compressed vmcore');
   const cls = kdumpClass(bytes);
+  const header = decodeKdumpHeader(bytes, cls ?? ELFCLASS64);
+  // Where the names are, is the same in both classes and byte orders.
+  const foreign = foreignMachine(header) ?? (cls === null ? foreignLayout(file, bytes) : null);
+  if (foreign !== null) throw notOfX86(file, foreign);
   if (cls === null) throw bad(file, 'has a kdump header that is damaged or not that of an x86 machine');
-  const header = decodeKdumpHeader(bytes, cls);
-  const { version, status, utsname } = header;
+  const { version, status, bitmapBlocks } = header;
   if (version < 0 || version > KDUMP_HEADER_VERSION)
     throw new VmcoreError('UNSUPPORTED', `${file.name} has a kdump header of version ${version}, newer than 6 or none`);
-  if (FOREIGN_MACHINE.test(utsname.machine))
-    throw new VmcoreError('UNSUPPORTED', `${file.name} is a kdump of ${utsname.machine}, not of x86`);
+  if (bitmapBlocks === 0) throw bad(file, 'holds no memory: it has no bitmap');
   if (header.signature === KDUMP_SIGNATURE && (status & DUMP_DH_COMPRESSED_INCOMPLETE) !== 0)
     throw new VmcoreError(
       'TRUNCATED',
       `${file.name} is marked as incomplete: makedumpfile ran out of space; its last pages are missing`,
     );
   return { cls, header };
+}
+
+function notOfX86(file: RandomFile, machine: string): VmcoreError {
+  return new VmcoreError('UNSUPPORTED', `${file.name} is a kdump of ${machine}, not of x86`);
 }
 
 function readSubHeader(file: RandomFile, cls: ElfClass, header: KdumpHeader): KdumpSubHeader | null {
@@ -119,7 +125,6 @@ function placeBitmaps(
   file: RandomFile,
   { blockSize, subHeaderBlocks, bitmapBlocks }: KdumpHeader,
   maxMapnr: number,
-  { maxBitmapBytes }: KdumpLimits,
 ): Pick<KdumpHeaders, 'memoryBitmapOffset' | 'storedBitmapOffset' | 'descriptorsOffset'> {
   const offset = (MAIN_HEADER_BLOCKS + subHeaderBlocks) * blockSize;
   const both = bitmapBlocks * blockSize;
@@ -131,11 +136,6 @@ function placeBitmaps(
     throw new VmcoreError(
       'TRUNCATED',
       `${file.name} ends at byte ${file.size}, but its bitmaps reach to byte ${offset + both}`,
-    );
-  if (needed > maxBitmapBytes)
-    throw new VmcoreError(
-      'LIMIT',
-      `${file.name} has bitmaps of ${needed} bytes, more than maxBitmapBytes = ${maxBitmapBytes}`,
     );
   return {
     memoryBitmapOffset: offset,
@@ -177,7 +177,8 @@ function readPart(file: RandomFile, offset: number, size: number, what: string):
 /** NT_PRSTATUS is in the first CPU's layout; a file without any tells by its machine or, in the end, by its class. */
 function isLongMode(cls: ElfClass, { utsname }: KdumpHeader, notes: readonly ElfNote[]): boolean {
   const prstatus = notes.find(({ name, type }) => name === NOTE_NAME_CORE && type === NT_PRSTATUS);
-  if (prstatus) return prstatus.desc.length === prstatusSize(true);
+  const byLayout = prstatus ? prstatusLongMode(prstatus.desc.length) : null;
+  if (byLayout !== null) return byLayout;
   return utsname.machine === 'x86_64' || (cls === ELFCLASS64 && !/^i\d86$/.test(utsname.machine));
 }
 

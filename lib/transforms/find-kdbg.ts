@@ -359,10 +359,13 @@ function blockRuns(blocks: readonly MemoryBlock[], most: number): WinDmpRun[] {
     if (last && first <= last.end) last.end = end;
     else runs.push({ first, end });
   }
-  while (runs.length > most) {
-    const gaps = runs.slice(1).map(({ first }, i) => first - runs[i]!.end);
-    const i = gaps.indexOf(Math.min(...gaps));
-    runs.splice(i, 2, { first: runs[i]!.first, end: runs[i + 1]!.end });
-  }
-  return runs.map(({ first, end }) => ({ BasePage: BigInt(first), PageCount: BigInt(end - first) }));
+  // The widest gaps stay; of those that are alike, the later ones.
+  const gaps = runs.slice(1).map(({ first }, i) => ({ before: i + 1, width: first - runs[i]!.end }));
+  const widest = gaps.sort((a, b) => b.width - a.width || b.before - a.before).slice(0, most - 1);
+  const firsts = [0, ...widest.map(({ before }) => before).sort((a, b) => a - b)];
+  return firsts.map((index, i) => {
+    const { first } = runs[index]!;
+    const { end } = runs[(firsts[i + 1] ?? runs.length) - 1]!;
+    return { BasePage: BigInt(first), PageCount: BigInt(end - first) };
+  });
 }

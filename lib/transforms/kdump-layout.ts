@@ -32,7 +32,8 @@ import { align4, type ElfNote, guestNotes, NOTE_HEADER_SIZE, NOTE_NAME_VMCOREINF
 import { findVmcoreinfo } from '../formats/vmcoreinfo.js';
 import type { Guest } from '../guest.js';
 import type { PageExclusion } from '../page-exclusion.js';
-import { blockEnd, type MemoryBlock } from '../physical-memory.js';
+import { blockEnd, describeBlock, type MemoryBlock } from '../physical-memory.js';
+import { formatSize, sizeArgument } from '../sizes.js';
 import { PAGE_SIZE } from '../stage.js';
 import { elfClass, guestLongMode } from './elf-layout.js';
 import { guestUtsname } from './guest-utsname.js';
@@ -178,6 +179,22 @@ function pageRuns(blocks: readonly MemoryBlock[]): PageRun[] {
 
 function notesSize(notes: readonly ElfNote[]): number {
   return notes.reduce((sum, note) => sum + align4(note.raw.length), 0);
+}
+
+/** Bytes of a bitmap from which on whoever dumps should know why: those of 2 TiB. */
+const LARGE_BITMAP = 2 ** 26;
+/** A bitmap is large for what it says when the same memory without gaps would have one this many times smaller. */
+const SPARSE_BITMAP = 16;
+
+/** Says which memory makes bitmaps large that say little; null when none does. */
+export function largeBitmapWarning({ runs, bitmapBytes, pageCount }: KdumpLayout): string | null {
+  if (bitmapBytes < LARGE_BITMAP || bitmapBytes * 8 < pageCount * SPARSE_BITMAP) return null;
+  const gaps = runs.map((run, i) => run.firstPfn - (i === 0 ? 0 : runEnd(runs[i - 1]!)));
+  const i = gaps.indexOf(gaps.reduce((widest, gap) => Math.max(widest, gap)));
+  const { firstPfn, count } = runs[i]!;
+  const block = describeBlock({ base: firstPfn * PAGE_SIZE, length: count * PAGE_SIZE });
+  const remedy = i === 0 ? '' : `; --begin 0 --length ${sizeArgument(runEnd(runs[i - 1]!) * PAGE_SIZE)} leaves it out`;
+  return `memory block ${block} lies so high that the kdump has two bitmaps of ${formatSize(bitmapBytes)}, holes of the file for the most part; readers may need as much memory${remedy}`;
 }
 
 /** Where the text of VMCOREINFO is: the descriptor of its note. */

@@ -101,17 +101,11 @@ interface Level {
   readonly span: number;
   /** what an entry with PS maps; null where PS has no such meaning */
   readonly large: LargePage | null;
-  /** low bits of a large page's entry that must be zero */
-  readonly largeReserved: number;
-  /** bits of the lower half that must be zero when the entry refers to a table */
-  readonly reserved: number;
-  /** bits of the upper half that must be zero; QEMU does not look */
-  readonly reservedHigh: number;
   /** the tables that entries refer to; null for the last level */
   readonly below: Level | null;
 }
 
-const BASE_LEVEL = { entries: 512, words: 2, large: null, largeReserved: 0, reserved: 0, reservedHigh: 0 } as const;
+const BASE_LEVEL = { entries: 512, words: 2, large: null } as const;
 
 /** 4 KiB pages by 8-byte entries. */
 const PT: Level = { ...BASE_LEVEL, id: 1, span: 1, below: null };
@@ -121,7 +115,6 @@ const PD: Level = {
   id: 2,
   span: PAGES_IN_2_MIB,
   large: (low, high) => (high & HIGH_PAGE_ADDRESS) * PAGES_IN_4_GIB + (low >>> 21) * PAGES_IN_2_MIB,
-  largeReserved: 0x001fe000,
   below: PT,
 };
 /** Page-directory-pointer table; 1 GiB pages. */
@@ -130,24 +123,12 @@ const PDPT: Level = {
   id: 3,
   span: PAGES_IN_1_GIB,
   large: (low, high) => (high & HIGH_PAGE_ADDRESS) * PAGES_IN_4_GIB + (low >>> 30) * PAGES_IN_1_GIB,
-  largeReserved: 0x3fffe000,
   below: PD,
 };
-const PML4: Level = { ...BASE_LEVEL, id: 4, span: PAGES_IN_512_GIB, reserved: PS, below: PDPT };
-const PML5: Level = { ...BASE_LEVEL, id: 5, span: PAGES_IN_256_TIB, reserved: PS, below: PML4 };
-/** The same tables with PAE alone, where bits 52-62 are reserved. */
-const PAE_PT: Level = { ...PT, reservedHigh: 0x7ff00000 };
-const PAE_PD: Level = { ...PD, reservedHigh: 0x7ff00000, below: PAE_PT };
+const PML4: Level = { ...BASE_LEVEL, id: 4, span: PAGES_IN_512_GIB, below: PDPT };
+const PML5: Level = { ...BASE_LEVEL, id: 5, span: PAGES_IN_256_TIB, below: PML4 };
 /** The four page-directory-pointer-table entries of PAE paging. */
-const PAE_PDPT: Level = {
-  ...BASE_LEVEL,
-  id: 3,
-  entries: 4,
-  span: PAGES_IN_1_GIB,
-  reserved: 0x000001e6,
-  reservedHigh: 0xfff00000 | 0,
-  below: PAE_PD,
-};
+const PAE_PDPT: Level = { ...BASE_LEVEL, id: 3, entries: 4, span: PAGES_IN_1_GIB, below: PD };
 /** 4 KiB pages by 4-byte entries. */
 const PT_32: Level = { ...BASE_LEVEL, id: 6, entries: 1024, words: 1, span: 1, below: null };
 /** Page directory of 4-byte entries without CR4.PSE. */
@@ -156,7 +137,6 @@ const PD_32: Level = { ...PT_32, id: 7, span: PAGES_IN_4_MIB, below: PT_32 };
 const PD_32_PSE: Level = {
   ...PD_32,
   large: (low) => (low >>> 22) * PAGES_IN_4_MIB + ((low >>> 13) & 0xff) * PAGES_IN_4_GIB,
-  largeReserved: 0x00200000,
 };
 
 /** The table that CR3 refers to. */
@@ -219,7 +199,9 @@ function refersToMemory(level: Level, high: number): boolean {
 }
 
 /**
- * Translates one virtual address as the CPU would, without regard to access rights.
+ * Translates one virtual address as debuggers do, QEMU's own among them (x86_cpu_get_phys_page_attrs_debug): what is
+ * present is followed, without regard to access rights and to reserved bits. A CPU faults on those, but there may be
+ * some nevertheless: QEMU's TCG sets bit 5 in the top table of PAE, where no CPU has one.
  * @returns the physical address, which need not be memory, or null when the address is not canonical or not mapped
  * @throws VmcoreError UNSUPPORTED when the CPU's control registers are not known, READ when a table cannot be read
  */
@@ -251,11 +233,9 @@ function translatePage(read: ReadPhysical, level: Level, address: number, page: 
   read(address + index * entry.byteLength, new Uint8Array(entry.buffer));
   const low = entry[0]!;
   const high = entry[1] ?? 0;
-  if ((low & P) === 0 || (high & level.reservedHigh) !== 0) return null;
+  if ((low & P) === 0) return null;
   if (level.below === null) return tablePage(low, high);
-  if (level.large !== null && (low & PS) !== 0)
-    return (low & level.largeReserved) !== 0 ? null : level.large(low, high & HIGH_ADDRESS) + (page % level.span);
-  if ((low & level.reserved) !== 0) return null;
+  if (level.large !== null && (low & PS) !== 0) return level.large(low, high & HIGH_ADDRESS) + (page % level.span);
   return translatePage(read, level.below, tablePage(low, high) * PAGE_SIZE, page);
 }
 

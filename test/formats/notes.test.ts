@@ -139,7 +139,7 @@ t.test('decodes an NT_PRSTATUS that was written by hand', (t) => {
     system: null,
   });
   t.match(decodePrstatus(prstatus32(0xc010_1000)), { rip: 0xc010_1000n, longMode: false, system: null });
-  t.equal(decodePrstatus(new Uint8Array(335)), null);
+  t.equal(decodePrstatus(new Uint8Array(337)), null);
   t.end();
 });
 
@@ -221,6 +221,65 @@ t.test('notes of a guest: in QEMU order, and back', (t) => {
     }),
     { numRuns: 20 },
   );
+  t.end();
+});
+
+/** A CPU of which only what NT_PRSTATUS has is known, and one of which all is. */
+const HALF: CpuState = decodePrstatus(prstatus64(0x1111n, 1n))!;
+const WHOLE = {
+  ...decodePrstatus(prstatus64(0x2222n, 2n))!,
+  system: { ...fc.sample(systems, 1)[0]!, cr0: 1n << 31n, cr4: 1n << 5n },
+};
+
+for (const cpus of [
+  [HALF, WHOLE],
+  [WHOLE, HALF],
+  [HALF, WHOLE, HALF],
+])
+  t.test(`control registers of ${cpus.map((cpu) => (cpu === WHOLE ? 'one' : 'none')).join(', ')}`, (t) => {
+    const notes = guestNotes({ cpus, notes: [] }, true);
+    t.equal(notes.filter(({ name }) => name === NOTE_NAME_QEMU).length, cpus.length, 'readers pair notes by number');
+    const told = ({ rip, rsp, longMode, system }: CpuState) => ({ rip, rsp, longMode, system });
+    t.same(splitNotes(notes, true).cpus.map(told), cpus.map(told));
+
+    // As writers have it that leave out what they do not know.
+    const known = notes.filter(({ name }, i) => name === NOTE_NAME_CORE || cpus[i - cpus.length] === WHOLE);
+    t.same(splitNotes(known, true).cpus.map(told), cpus.map(told), 'without notes of zeros');
+    t.end();
+  });
+
+t.test('a QEMU note that is of no NT_PRSTATUS is a CPU of its own', (t) => {
+  const notes = guestNotes({ cpus: [HALF, HALF], notes: [] }, true);
+  notes.push(encodeNote(NOTE_NAME_QEMU, 0, encodeQemuCpuState(WHOLE, WHOLE.system)));
+  t.same(
+    splitNotes(notes, true).cpus.map(({ rip }) => rip),
+    [0x2222n, 0x1111n, 0x1111n],
+  );
+  t.end();
+});
+
+t.test('notes of CPUs that are all alike are paired in time', (t) => {
+  const cpus = Array.from({ length: 12_000 }, () => HALF);
+  const notes = guestNotes({ cpus, notes: [] }, true);
+  const qemu = encodeNote(NOTE_NAME_QEMU, 0, encodeQemuCpuState(HALF, WHOLE.system));
+  t.equal(splitNotes([...notes, ...cpus.slice(1).map(() => qemu)], true).cpus.length, cpus.length);
+  t.end();
+});
+
+t.test('NT_PRSTATUS without pr_fpvalid has all registers, and gets it when it is written', (t) => {
+  for (const [whole, size, longMode] of [
+    [prstatus64(0x1234n), 328, true],
+    [prstatus64(0x1234n), 332, true],
+    [prstatus32(0x1234), 140, false],
+  ] as const) {
+    whole[longMode ? 32 : 24] = 7;
+    const { cpus } = splitNotes([encodeNote(NOTE_NAME_CORE, NT_PRSTATUS, whole.subarray(0, size))], longMode);
+    t.match(cpus, [{ rip: 0x1234n, longMode }], `${size} bytes`);
+    t.same(encodePrstatus(cpus[0]!, 1, longMode), whole, 'pr_pid is kept');
+  }
+  t.equal(decodePrstatus(new Uint8Array(327)), null);
+  t.equal(decodePrstatus(new Uint8Array(139)), null);
+  t.equal(decodePrstatus(new Uint8Array(148)), null, 'of ARM');
   t.end();
 });
 

@@ -26,7 +26,8 @@ export async function makedumpfilePages(
   try {
     const { maxMapnr, storedBitmapOffset } = readKdumpHeaders(file, DEFAULT_KDUMP_LIMITS);
     const kept = new PageSet();
-    for await (const { start, end } of bitRuns(file, storedBitmapOffset, maxMapnr)) kept.add(start, end - start);
+    for await (const { start, end } of bitRuns({ file, offset: storedBitmapOffset, bits: maxMapnr }))
+      kept.add(start, end - start);
     return { end: maxMapnr, kept };
   } finally {
     file.close();

@@ -41,6 +41,8 @@ export interface SyntheticOptions {
   readonly encryption?: bigint;
   /** bytes of memory; at most what one leaf of struct pages describes */
   readonly memory?: number;
+  /** whether VMCOREINFO tells how far nodes of memory reach, as that of real kernels does */
+  readonly nodes?: boolean;
   /** guest physical address of the image, at a multiple of 2 MiB; IMAGE unless another kernel is there */
   readonly image?: number;
 }
@@ -97,6 +99,7 @@ export class SyntheticKernel {
       encryption: 0n,
       memory: 32 * MIB,
       image: IMAGE,
+      nodes: false,
       ...options,
     };
     const { memory, leaf, image } = this.#options;
@@ -120,6 +123,11 @@ export class SyntheticKernel {
   /** Pages of memory. */
   get pages(): number {
     return this.bytes.length / PAGE_SIZE;
+  }
+
+  /** Guest physical address of what its node says: number of zones, first page frame, page frames that it spans. */
+  get node(): number {
+    return this.#zone + ZONE;
   }
 
   /** Puts in place what CPUs are started with, as the kernel that boots last does. */
@@ -282,6 +290,12 @@ export class SyntheticKernel {
       'LENGTH(zone.free_area)': ORDERS,
       'OFFSET(pglist_data.node_zones)': 0,
       'OFFSET(pglist_data.nr_zones)': ZONE,
+      ...(this.#options.nodes
+        ? {
+            'OFFSET(pglist_data.node_start_pfn)': ZONE + LONG,
+            'OFFSET(pglist_data.node_spanned_pages)': ZONE + 2 * LONG,
+          }
+        : {}),
       'SYMBOL(node_data)': symbol(this.#zone - PAGE_SIZE / 4),
       'LENGTH(node_data)': 64,
       'NUMBER(PG_lru)': FLAG.lru,
@@ -366,6 +380,7 @@ export class SyntheticKernel {
     this.#view.setBigUint64(this.#zone - PAGE_SIZE / 2, 1n, true);
     this.#view.setBigUint64(this.#zone - PAGE_SIZE / 4, this.#imageAddress(this.#zone), true);
     this.#view.setInt32(this.#zone + ZONE, 1, true);
+    this.#view.setBigUint64(this.node + 2 * LONG, BigInt(this.pages), true);
     for (let order = 0; order < ORDERS; order++)
       for (let type = 0; type < MIGRATE_TYPES; type++) {
         const head = this.#zone + 128 + order * FREE_AREA + type * 16;

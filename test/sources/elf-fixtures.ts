@@ -115,10 +115,12 @@ export function makeNote(name: string, type: number, desc: Uint8Array): Uint8Arr
   return note;
 }
 
-/** An NT_PRSTATUS descriptor of x86_64 (336 bytes) whose rip is at 112 + 16 * 8. */
-export function prstatus64(rip: bigint): Uint8Array {
+/** An NT_PRSTATUS descriptor of x86_64 (336 bytes) whose rip is at 112 + 16 * 8, rsp at 112 + 19 * 8. */
+export function prstatus64(rip: bigint, rsp = 0n): Uint8Array {
   const desc = new Uint8Array(336);
-  new DataView(desc.buffer).setBigUint64(112 + 16 * 8, rip, true);
+  const view = new DataView(desc.buffer);
+  view.setBigUint64(112 + 16 * 8, rip, true);
+  view.setBigUint64(112 + 19 * 8, rsp, true);
   return desc;
 }
 

@@ -9,6 +9,11 @@ import { encodeFlattenedEnd, encodeFlattenedHeader, encodeFlattenedRecord } from
 import { encodePageDescriptor } from '../../lib/formats/kdump.js';
 import type { Guest } from '../../lib/guest.js';
 import type { ByteInput } from '../../lib/sources/byte-input.js';
+import { dump } from '../../lib/dump.js';
+import { decodePrstatus } from '../../lib/formats/notes.js';
+import { demoGuest } from '../../lib/sources/demo.js';
+import { openGuest } from '../../lib/sources/open.js';
+import { prstatus64 } from './elf-fixtures.js';
 import { openKdump } from '../../lib/sources/kdump-core.js';
 import { DEFAULT_KDUMP_LIMITS } from '../../lib/sources/kdump-headers.js';
 import { openKdumpStream } from '../../lib/sources/kdump-stream.js';
@@ -87,6 +92,27 @@ for (const codec of KDUMP_CODECS)
       guest.close();
     });
 
+t.test('CPUs of which but some have control registers come back in order, after kdump and after ELF', async (t) => {
+  const half = decodePrstatus(prstatus64(0x1111n, 1n))!;
+  const whole = { ...demoGuest().cpus[0]!, rip: 0x2222n, rsp: 2n, longMode: true };
+  const guest = patternGuest([{ base: 0, length: 1 << 20 }], { cpus: [half, whole] });
+  const asKdump = await openBytes(await kdumpBytes(guest, { codec: 'zlib' }));
+  const target = join(folder, 'half-cpus.elf');
+  await dump(guest, {}, { file: target }).finished;
+  const asElf = await openGuest(target);
+  for (const [format, { cpus }] of Object.entries({ asKdump, asElf }))
+    t.match(
+      cpus,
+      [
+        { rip: 0x1111n, rsp: 1n, system: null },
+        { rip: 0x2222n, rsp: 2n, system: { cr3: whole.system!.cr3 } },
+      ],
+      format,
+    );
+  asKdump.close();
+  asElf.close();
+});
+
 t.test('property: any guest comes back, flattened or not, as a stream or at random', async () => {
   const values = fc.array(fc.constantFrom(0, 0, 0, 7, 9, 255), { minLength: 1, maxLength: 60 });
   const runs = fc.array(fc.record({ gap: fc.integer({ min: 1, max: 5000 }), values }), { minLength: 1, maxLength: 4 });
@@ -107,6 +133,31 @@ t.test('property: any guest comes back, flattened or not, as a stream or at rand
     }),
     { numRuns: 40 },
   );
+});
+
+t.test('device memory far above: what is dumped is read, and it is said what is far', async (t) => {
+  const far = 56 * 2 ** 40;
+  const guest = patternGuest([
+    { base: 0, length: 1 << 20 },
+    { base: far, length: 1 << 20 },
+  ]);
+  for (const format of ['kdump-raw-lzo', 'kdump-lzo'] as const) {
+    const target = join(folder, `far.${format}`);
+    const { warnings } = await dump(guest, { format }, { file: target }).finished;
+    t.match(warnings, [
+      /^memory block 0x380000000000\+0x100000 lies so high that .* two bitmaps of 1\.75 GiB.*; --begin 0 --length 1M leaves it out$/,
+    ]);
+    const opened = await openKdump(target);
+    t.match(opened.pageCounts, { memory: 512, stored: 512 });
+    t.equal(Buffer.compare(await streamed(opened), await streamed(guest)), 0);
+    opened.close();
+  }
+  const { warnings } = await dump(
+    guest,
+    { format: 'kdump-lzo', range: { base: 0, length: 1 << 20 } },
+    { file: join(folder, 'near') },
+  ).finished;
+  t.same(warnings, []);
 });
 
 t.test('runs of zero pages are told as holes', async (t) => {
@@ -233,6 +284,64 @@ const HOSTILE: readonly [string, Buffer, string, RegExp][] = [
 
 for (const [name, bytes, code, message] of HOSTILE)
   t.test(`hostile: ${name}`, (t) => t.rejects(readAll(bytes), { code, message }));
+
+/** A kdump with such a header, and the NT_PRSTATUS of a CPU, written by hand; QEMU has no name for any machine. */
+function foreignKdump(bits: 32 | 64, littleEndian: boolean, blockSize: number, prstatusBytes: number): Buffer {
+  const bytes = Buffer.alloc(2 * blockSize + 4096);
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  const u32 = (at: number, value: number) => view.setUint32(at, value, littleEndian);
+  bytes.write('KDUMP   ');
+  u32(8, 6);
+  bytes.write('Unknown', 12 + 4 * 65);
+  const status = bits === 64 ? 424 : 412;
+  [1, blockSize, 1, 2, 16].forEach((value, i) => u32(status + 4 * i, value));
+  const offsetNote = blockSize + (bits === 64 ? 104 : 80);
+  const [offsetAt, sizeAt] = bits === 64 ? [48, 56] : [32, 40];
+  view.setBigUint64(blockSize + offsetAt, BigInt(offsetNote), littleEndian);
+  if (bits === 64) view.setBigUint64(blockSize + sizeAt, BigInt(20 + prstatusBytes), littleEndian);
+  else u32(blockSize + sizeAt, 20 + prstatusBytes);
+  view.setBigUint64(blockSize + (bits === 64 ? 96 : 72), 16n, littleEndian);
+  [5, prstatusBytes, 1].forEach((value, i) => u32(offsetNote + 4 * i, value));
+  bytes.write('CORE', offsetNote + 12);
+  bytes[2 * blockSize] = 1;
+  return bytes;
+}
+
+const FOREIGN: readonly [machine: string, ...Parameters<typeof foreignKdump>][] = [
+  ['riscv64', 64, true, 4096, 376],
+  ['riscv32', 32, true, 4096, 204],
+  ['arm', 32, true, 4096, 148],
+  ['loongarch64', 64, true, 4096, 480],
+  ['loongarch64', 64, true, 16384, 480],
+  ['aarch64', 64, true, 65536, 392],
+  ['ppc64le', 64, true, 65536, 504],
+  ['ppc64', 64, false, 4096, 504],
+  ['ppc', 32, false, 4096, 328],
+  ['s390x', 64, false, 4096, 336],
+  ['a machine whose NT_PRSTATUS has 500 bytes', 64, true, 4096, 500],
+  ['a big-endian machine with pages of 8192 bytes', 64, false, 8192, 500],
+];
+for (const [machine, ...layout] of FOREIGN)
+  t.test(`a kdump by QEMU of another machine: ${layout.join(', ')}`, (t) =>
+    t.rejects(readAll(foreignKdump(...layout)), {
+      code: 'UNSUPPORTED',
+      message: new RegExp(`is a kdump of ${machine}, not of x86$`),
+    }),
+  );
+
+t.test('a kdump of x86 without memory is told as that', async (t) => {
+  for (const [machine, blockSizeAt] of [
+    ['x86_64', 428],
+    ['i686', 416],
+  ] as const) {
+    const bytes = Buffer.alloc(4096);
+    bytes.write('KDUMP   ');
+    bytes.writeUInt32LE(6, 8);
+    bytes.write(machine, 12 + 4 * 65);
+    bytes.writeUInt32LE(4096, blockSizeAt);
+    await t.rejects(readAll(bytes), { code: 'BAD_INPUT', message: /holds no memory: it has no bitmap$/ }, machine);
+  }
+});
 
 t.test('limits name what to raise', async (t) => {
   const open = (limits: Partial<typeof DEFAULT_KDUMP_LIMITS>) =>

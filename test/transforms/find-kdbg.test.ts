@@ -1,10 +1,11 @@
 import t from 'tap';
 import { decodeWinDmpHeader, type WinDmpBits } from '../../lib/formats/win-dmp.js';
 import type { Guest } from '../../lib/guest.js';
+import { MemoryGuest } from '../../lib/sources/memory-guest.js';
 import { findKdbg, windowsHeader } from '../../lib/transforms/find-kdbg.js';
 import { planWinDmp } from '../../lib/transforms/win-dmp-layout.js';
 import { patternGuest } from '../guest-fixture.js';
-import { ALL_RUNS, KERN, PLACES, type WindowsFixtureOptions, windowsGuestFixture } from '../windows-fixture.js';
+import { ALL_RUNS, KERN, PAGES, PLACES, type WindowsFixtureOptions, windowsGuestFixture } from '../windows-fixture.js';
 
 async function find(guest: Guest, bits: WinDmpBits) {
   const warnings: string[] = [];
@@ -33,6 +34,24 @@ t.test('by the CPU’s tables: the header that a driver would have left', async 
     t.same(warnings, []);
     t.match(planWinDmp(guest, bytes), { bits, fields: { BugcheckCode: 0x161n } });
   }
+});
+
+t.test('with PAE, whose top table has bit 5 set by TCG', async (t) => {
+  // Tables of PAE in place of those of 32 bits: the kernel's window is in the third GiB, at 4 MiB.
+  const [top, directory, table] = [PLACES.tables, PLACES.tables + 0x1000, PLACES.tables + 0x2000];
+  const change = (view: DataView) => {
+    new Uint8Array(view.buffer, top, 0x4000).fill(0);
+    view.setBigUint64(top + 2 * 8, BigInt(directory) | 0x21n, true);
+    view.setBigUint64(directory + 2 * 8, BigInt(table) | 0x63n, true);
+    for (let page = 0; page < PAGES; page++)
+      view.setBigUint64(table + 8 * page, BigInt(page * 4096) | (1n << 63n) | 0x63n, true);
+  };
+  const guest = fixture({ bits: 32, change });
+  const system = { ...guest.cpus[0]!.system!, cr4: 1n << 5n };
+  Object.assign(guest, { cpus: [{ ...guest.cpus[0]!, system }] });
+  const { header, bytes } = await find(guest, 32);
+  t.match(header, { KdDebuggerDataBlock: KERN[32] + BigInt(PLACES.kdbg), PaeEnabled: 1n });
+  t.match(planWinDmp(guest, bytes), { bits: 32 });
 });
 
 t.test('by the processor start block, where no CPU has the kernel’s tables', async (t) => {
@@ -86,6 +105,24 @@ t.test('the runs of the kernel, where they make sense, else the memory blocks', 
     t.same((await find(fixture({ runs: bad }), 64)).header.runs, ALL_RUNS);
   const change = (view: DataView) => view.setUint32(PLACES.runs, 0xffff_ffff, true);
   t.same((await find(fixture({ change }), 64)).header.runs, ALL_RUNS);
+});
+
+t.test('more memory blocks than there is room for: those that are nearest each other become one', async (t) => {
+  const { guest } = windowsGuestFixture({ runs: [], withoutNote: true });
+  // One page each; before the last 41 the gaps are of two pages, else of one.
+  const regions = Array.from({ length: 150_000 }, (_, i) => ({
+    base: (1000 + 2 * i + Math.max(0, i - 149_958)) * 4096,
+    length: 4096,
+    backing: null,
+    offset: 0,
+  }));
+  const { name, arch, cpus, notes, memory } = guest;
+  const many = new MemoryGuest({ name, arch, cpus, notes, regions: [...memory.regions, ...regions] });
+  const { runs } = (await find(many, 64)).header;
+  t.equal(runs.length, 43);
+  t.same(runs[0], ALL_RUNS[0]);
+  t.same(runs[1], { BasePage: 1000n, PageCount: BigInt(2 * 149_959 - 1) });
+  t.ok(runs.slice(2).every(({ PageCount }) => PageCount === 1n));
 });
 
 t.test('none, or an encoded one: what was looked for is said', async (t) => {
