@@ -8,7 +8,6 @@ import {
   constants,
   createWriteStream,
   existsSync,
-  mkdtempSync,
   openSync,
   readdirSync,
   readFileSync,
@@ -16,13 +15,13 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { type AddressInfo, createServer, Socket } from 'node:net';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
 import t, { type Test } from 'tap';
 import { type Guest, openGuest } from '../../lib/index.js';
 import { Qemu } from '../guests/qemu.js';
 import { hasPartial } from '../cli/run-cli.js';
+import { makeShortFolder } from '../short-folder.js';
 import { needsTools } from '../tools.js';
 import { errorText, eventually, type Message, noKoffi, TestServer, Wire, withoutKoffi } from './qmp-fixture.js';
 
@@ -46,7 +45,7 @@ interface Setup {
 }
 
 async function setup(t: Test, ...args: string[]): Promise<Setup> {
-  const folder = mkdtempSync(join(tmpdir(), 'vmcore-proxy-'));
+  const folder = makeShortFolder();
   const noise = join(folder, 'noise');
   writeFileSync(noise, randomBytes(NOISE));
   const monitor = join(folder, 'monitor');
@@ -388,7 +387,7 @@ t.test('QEMU behind TCP: descriptors are the proxy’s', { skip }, async (t) => 
 });
 
 t.test('without koffi', { skip: needsTools('qemu-system-x86_64', 'mkfifo') }, async (t) => {
-  const folder = mkdtempSync(join(tmpdir(), 'vmcore-proxy-'));
+  const folder = makeShortFolder();
   const monitor = join(folder, 'monitor');
   const qmp = ['-qmp', `unix:${monitor},server=on,wait=off`];
   const qemu = await Qemu.launch({ machine: 'pc', memory: 32 * MIB, args: qmp });

@@ -6,6 +6,7 @@ import { pipelinePromise, Readable } from 'streamx';
 import t from 'tap';
 import { FdSink } from '../../lib/sinks/fd-sink.js';
 import type { Extent } from '../../lib/stage.js';
+import { shortFolder } from '../short-folder.js';
 
 const MIB = 1 << 20;
 
@@ -136,7 +137,7 @@ t.test('a pipe', async (t) => {
 });
 
 t.test('a socket', async (t) => {
-  const path = join(t.testdir({}), 's');
+  const path = join(shortFolder(t), 's');
   let received = 0;
   const server = createServer((socket) =>
     socket.on('data', (data) => {
