@@ -4,7 +4,7 @@
  */
 
 import { execFileSync, spawnSync } from 'node:child_process';
-import { existsSync, rmdirSync } from 'node:fs';
+import { existsSync, readFileSync, rmdirSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { makeShortFolder } from './short-folder.js';
 
@@ -46,6 +46,13 @@ export function needsTools(...tools: readonly string[]): string | false {
  */
 export function needsRoot(): string | false {
   return process.getuid?.() === 0 ? false : 'needs root';
+}
+
+/** The skip of a test in which one process reads the memory of another that it has not started (ptrace(2), Yama). */
+export function needsTracing(): string | false {
+  const scope = '/proc/sys/kernel/yama/ptrace_scope';
+  const isFree = !existsSync(scope) || readFileSync(scope, 'latin1').trim() === '0';
+  return !isFree && needsRoot();
 }
 
 /** The skip of a test that mounts something: root need not be allowed to, in a container. */

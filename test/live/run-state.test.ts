@@ -21,7 +21,7 @@ import t, { type Test } from 'tap';
 import { checkFailure, CLI, type CliResult, hasPartial, runCli, runShell, startCli, until } from '../cli/run-cli.js';
 import type { LiveReport } from '../../lib/guest.js';
 import { connectQmp } from '../../lib/qmp/client.js';
-import { needsMount, needsRoot, needsTools } from '../tools.js';
+import { needsMount, needsRoot, needsTools, needsTracing } from '../tools.js';
 import { bootLive, launchLive, type LiveGuest, type LiveQemu, liveQemus, MIB } from './live-qemu.js';
 
 const WAYS = ['file', 'proc', 'stream'] as const;
@@ -177,7 +177,7 @@ async function checkRunState(t: Test, live: LiveGuest, state: (typeof STATES)[nu
 }
 
 for (const qemu of await liveQemus())
-  t.test(qemu.name, { skip: qemu.skip }, async (t) => {
+  t.test(qemu.name, { skip: qemu.skip || needsTracing() }, async (t) => {
     const live = await bootLive(t, qemu);
     for (const state of STATES)
       for (const way of WAYS)

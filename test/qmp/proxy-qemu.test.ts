@@ -22,7 +22,7 @@ import { type Guest, openGuest } from '../../lib/index.js';
 import { Qemu } from '../guests/qemu.js';
 import { hasPartial } from '../cli/run-cli.js';
 import { makeShortFolder } from '../short-folder.js';
-import { needsTools } from '../tools.js';
+import { needsTools, needsTracing } from '../tools.js';
 import { errorText, eventually, type Message, noKoffi, TestServer, Wire, withoutKoffi } from './qmp-fixture.js';
 
 const MIB = 1 << 20;
@@ -33,6 +33,7 @@ const NOISE = 96 * MIB;
 const NOISE_AT = 0x1000000;
 
 const skip = noKoffi || needsTools('qemu-system-x86_64', 'mkfifo');
+const noWay = (way: string) => way === 'proc' && needsTracing();
 
 interface Setup {
   /** spoken to over a monitor of its own */
@@ -108,7 +109,7 @@ const shape = ({ blocks, cpus, notes }: Guest) => ({
 });
 
 for (const way of ['file', 'proc', 'stream'])
-  t.test(`formats that QEMU lacks, memory read by ${way}`, { skip }, async (t) => {
+  t.test(`formats that QEMU lacks, memory read by ${way}`, { skip: skip || noWay(way) }, async (t) => {
     const { qemu, wire, folder } = await setup(t, '--memory-path', way);
     t.same(await wire.execute('stop'), { return: {} });
     const formats = ['kdump-lzo', 'kdump-raw-snappy', 'elf'];
@@ -254,7 +255,7 @@ for (const [way, ends] of [
   ['proc', 'failed'],
   ['stream', 'failed'],
 ] as const)
-  t.test(`QEMU quits in mid-dump, memory read by ${way}`, { skip }, async (t) => {
+  t.test(`QEMU quits in mid-dump, memory read by ${way}`, { skip: skip || noWay(way) }, async (t) => {
     const { qemu, proxy, wire, folder } = await setup(t, '--memory-path', way);
     const reader = await passPipe(wire, folder, 'slow');
     t.same(await dumpTo(wire, 'fd:slow', { detach: true }), { return: {} });
