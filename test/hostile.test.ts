@@ -19,7 +19,7 @@ import {
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { dump, type Guest, openGuest } from '../lib/index.js';
-import { CLI, type CliResult, checkFailure, eachOf, runCli, runShell } from './cli/run-cli.js';
+import { CLI, type CliResult, checkFailure, eachOf, quoted, runCli, runShell } from './cli/run-cli.js';
 import { GUEST_NAMES, missingTools, ORACLE_GUESTS, oracleGuest } from './guests/oracle.js';
 import { makeCore, pattern, type Segment, smallCore } from './sources/elf-fixtures.js';
 import { needsMount, skipUnless } from './tools.js';
@@ -49,7 +49,7 @@ t.test('page tables of hostile guests', async (t) => {
       const folder = t.testdir({ out: {} });
       const run = (source: string, ...options: string[]) =>
         runShell(
-          `command time -f %M -o rss $vmcore dump ${source} --paging -o out/vmcore --json ${options.join(' ')}`,
+          `command time -f %M -o rss $vmcore dump ${quoted(source)} --paging -o out/vmcore --json ${options.join(' ')}`,
           folder,
         );
       for (const source of ['guest.json', 'qemu.elf']) {

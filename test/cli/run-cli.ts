@@ -79,6 +79,11 @@ export function runShell(script: string, cwd: string): Promise<CliResult> {
   });
 }
 
+/** A word as a shell reads it, whatever is in it. */
+export function quoted(word: string): string {
+  return `'${word.replaceAll("'", `'\\''`)}'`;
+}
+
 /** The command by links of plain names: a shell makes words of `$vmcore`, and the paths may have spaces in them. */
 function commandInWords(folder: string): string {
   const names = { [process.execPath]: 'node', [CLI]: 'cli.js' };

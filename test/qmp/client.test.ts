@@ -236,7 +236,8 @@ t.test('a path that no socket can have', async (t) => {
 });
 
 t.test('no monitor there', async (t) => {
-  const folder = t.testdir({ file: 'text' });
+  const folder = shortFolder(t);
+  writeFileSync(join(folder, 'file'), 'text');
   await t.rejects(connectQmp(join(folder, 'none')), { code: 'READ', message: /no such file/ });
   await t.rejects(connectQmp(join(folder, 'file')), { code: 'READ', message: /cannot connect/ });
   for (const address of ['', 'tcp:host', 'tcp:host:0', 'tcp:host:70000', 'tcp::1'])
