@@ -9,13 +9,14 @@
 
 import { mkdtempSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { parseSize } from '../lib/sizes.js';
 import { Qemu, roomyFolder } from '../test/guests/qemu.js';
 import { fillMemory, withMemoryFile } from './memory-file.js';
 import { bestOf, heading, type Measurement, measure, measureProcess, row } from './measure.js';
 
-const CLI = new URL('../cli/cli.js', import.meta.url).pathname;
+const CLI = fileURLToPath(new URL('../cli/cli.js', import.meta.url));
 const GIB = 2 ** 30;
 const RUNS = 3;
 

@@ -8,13 +8,14 @@
 import { spawnSync } from 'node:child_process';
 import { mkdtempSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { roomyFolder } from '../test/guests/qemu.js';
 import { printKernelSpeed } from './kernel-alone.js';
 import { bootFullLinux } from './linux-guest.js';
 import { withMemoryFile, withTerabyte } from './memory-file.js';
 import { bestOf, heading, type Measurement, measure, measureProcess, row } from './measure.js';
 
-const CLI = new URL('../cli/cli.js', import.meta.url).pathname;
+const CLI = fileURLToPath(new URL('../cli/cli.js', import.meta.url));
 const MIB = 1 << 20;
 const GIB = 2 ** 30;
 const RUNS = 5;

@@ -9,6 +9,7 @@ import { spawnSync } from 'node:child_process';
 import { randomFillSync } from 'node:crypto';
 import { closeSync, mkdtempSync, openSync, readSync, rmSync, statSync, writeFileSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { dump } from '../lib/dump.js';
 import { setWinDmpRuns, WIN_DMP_HEADER_SIZE } from '../lib/formats/win-dmp.js';
 import { openGuest } from '../lib/sources/open.js';
@@ -17,7 +18,7 @@ import { type Qemu, roomyFolder } from '../test/guests/qemu.js';
 import { WINDOWS_PLACES } from '../test/guests/windows.js';
 import { bestOf, heading, measure, measureProcess, row } from './measure.js';
 
-const CLI = new URL('../cli/cli.js', import.meta.url).pathname;
+const CLI = fileURLToPath(new URL('../cli/cli.js', import.meta.url));
 const MIB = 1 << 20;
 const GIB = 2 ** 30;
 const MEMORY = 2 * GIB;

@@ -9,9 +9,10 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { open } from 'node:fs/promises';
 import { text } from 'node:stream/consumers';
+import { fileURLToPath } from 'node:url';
 
 const target = await open(process.argv[2] ?? 'parent.vmcore', 'w', 0o600);
-const cli = new URL('../cli/cli.js', import.meta.url).pathname;
+const cli = fileURLToPath(new URL('../cli/cli.js', import.meta.url));
 const child = spawn(process.execPath, [cli, 'dump', 'demo:64M', '--fd', '3', '--json'], {
   stdio: ['ignore', 'pipe', 'inherit', target.fd],
 });

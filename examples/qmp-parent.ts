@@ -10,6 +10,7 @@ import { once } from 'node:events';
 import { open } from 'node:fs/promises';
 import { createInterface } from 'node:readline';
 import { setInterval } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
 
 interface Message {
   readonly return?: { readonly status?: string; readonly completed: number; readonly total: number };
@@ -19,7 +20,7 @@ interface Message {
 }
 
 const target = await open(process.argv[2] ?? 'qmp-parent.vmcore', 'w', 0o600);
-const cli = new URL('../cli/cli.js', import.meta.url).pathname;
+const cli = fileURLToPath(new URL('../cli/cli.js', import.meta.url));
 const child = spawn(process.execPath, [cli, 'qmp', 'demo:256M', '--listen', 'stdio', '--add-fd', 'dump=3'], {
   stdio: ['pipe', 'pipe', 'inherit', target.fd],
 });

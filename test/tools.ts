@@ -3,9 +3,10 @@
  * allowed (CI sets VMCORE_NO_SKIP).
  */
 
-import { spawnSync } from 'node:child_process';
-import { existsSync } from 'node:fs';
+import { execFileSync, spawnSync } from 'node:child_process';
+import { existsSync, readFileSync, rmdirSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
+import { makeShortFolder } from './short-folder.js';
 
 /** The command line, as it is built. */
 export const CLI = fileURLToPath(new URL('../cli/cli.js', import.meta.url));
@@ -37,6 +38,34 @@ export function skipUnless(missing: readonly string[]): string | false {
 /** The skip of a test that needs programs. */
 export function needsTools(...tools: readonly string[]): string | false {
   return skipUnless(tools.filter((tool) => !hasTool(tool)));
+}
+
+/**
+ * The skip of a test that needs root. It is no failure anywhere: CI runs the tests as an ordinary user, and then as root
+ * the files that say this (.ci/run looks for these words).
+ */
+export function needsRoot(): string | false {
+  return process.getuid?.() === 0 ? false : 'needs root';
+}
+
+/** The skip of a test in which one process reads the memory of another that it has not started (ptrace(2), Yama). */
+export function needsTracing(): string | false {
+  const scope = '/proc/sys/kernel/yama/ptrace_scope';
+  const isFree = !existsSync(scope) || readFileSync(scope, 'latin1').trim() === '0';
+  return !isFree && needsRoot();
+}
+
+/** The skip of a test that mounts something: root need not be allowed to, in a container. */
+export function needsMount(): string | false {
+  return needsRoot() || needsTools('mount', 'umount') || skipUnless(mayMount() ? [] : ['the right to mount']);
+}
+
+function mayMount(): boolean {
+  const folder = makeShortFolder();
+  const mounted = spawnSync('mount', ['-t', 'tmpfs', 'tmpfs', folder]).status === 0;
+  if (mounted) execFileSync('umount', [folder]);
+  rmdirSync(folder);
+  return mounted;
 }
 
 /** The skip of a test that needs python modules. */

@@ -9,11 +9,12 @@
  * tokens and the nesting of a message.
  */
 
-import { connect as connectSocket, type Socket } from 'node:net';
 import { systemErrorText, VmcoreError } from '../errors.js';
 import { canSendDescriptors, peerPid, sendWithDescriptors, socketDescriptor } from './client-socket.js';
 import { type Json, type JsonObject, JsonStream } from './json-parser.js';
+import { MonitorSocket } from './monitor-socket.js';
 import { QmpError } from './qmp-error.js';
+import { checkSocketPath } from './socket-path.js';
 
 /** A value that QEMU sends: integers that a number cannot hold exactly are bigints. */
 export type QmpValue =
@@ -193,8 +194,9 @@ function shown(text: string): string {
 /** Where to connect: a path unless it begins with `tcp:`. */
 function socketAddress(address: string): { path: string } | { host: string; port: number } {
   if (!address.startsWith('tcp:')) {
-    if (address !== '') return { path: address };
-    throw new VmcoreError('USAGE', 'qmp: takes the path of a socket, or tcp:HOST:PORT');
+    if (address === '') throw new VmcoreError('USAGE', 'qmp: takes the path of a socket, or tcp:HOST:PORT');
+    checkSocketPath(address);
+    return { path: address };
   }
   const [, host = '', port = ''] = /^tcp:(.+):([0-9]{1,5})$/.exec(address) ?? [];
   if (host === '' || Number(port) > 0xffff || Number(port) === 0)
@@ -203,10 +205,10 @@ function socketAddress(address: string): { path: string } | { host: string; port
 }
 
 /** The signal ends connecting only: whoever is interrupted may have more to say to QEMU before it goes. */
-function openSocket(address: string, signal: AbortSignal | undefined): Promise<Socket> {
+function openSocket(address: string, signal: AbortSignal | undefined): Promise<MonitorSocket> {
   const where = socketAddress(address);
   return new Promise((resolve, reject) => {
-    const socket = connectSocket(where);
+    const socket = new MonitorSocket().connect(where) as MonitorSocket;
     const settle = (error: VmcoreError | null) => {
       socket.removeAllListeners('error').removeAllListeners('connect');
       signal?.removeEventListener('abort', abort);
@@ -251,7 +253,7 @@ class SocketClient implements QmpConnection {
   #lastId = 0;
 
   constructor(
-    private readonly socket: Socket,
+    private readonly socket: MonitorSocket,
     readonly name: string,
     readonly reconnect: () => Promise<QmpConnection>,
   ) {
@@ -299,7 +301,7 @@ class SocketClient implements QmpConnection {
       if (fds.length > 0) await sendWithDescriptors(this.socket, text, fds);
       else this.socket.write(text);
     } catch (error) {
-      this.fail(this.#lost(systemErrorText(error)));
+      this.socket.hearOut(error as Error);
     }
     return answer;
   }

@@ -1,11 +1,22 @@
 /** Where clients come from: a UNIX socket of our own, one that was handed over, or stdin and stdout. */
 
 import { randomBytes } from 'node:crypto';
-import { linkSync, lstatSync, readFileSync, readlinkSync, type Stats, unlinkSync } from 'node:fs';
+import {
+  closeSync,
+  constants,
+  linkSync,
+  lstatSync,
+  openSync,
+  readFileSync,
+  readlinkSync,
+  type Stats,
+  unlinkSync,
+} from 'node:fs';
 import { connect, createServer, type Server } from 'node:net';
-import { dirname, join } from 'node:path';
+import { basename, dirname, join } from 'node:path';
 import { errnoOf, ioError, VmcoreError } from '../errors.js';
 import { type Connection, descriptorConnection, socketConnection, stdioConnection } from './connection.js';
+import { checkSocketPath, fitsSocket } from './socket-path.js';
 
 /** A place where clients come from. */
 export interface Listener {
@@ -54,15 +65,11 @@ function newServer(serve: Serve): Server {
  * meantime, and libuv, which removes the name of its socket whatever that is by then, removes the other one.
  */
 async function listenAt(path: string, serve: Serve): Promise<Listener> {
+  checkSocketPath(path);
   await removeStale(path);
   const server = newServer(serve);
   const temporary = join(dirname(path), `.${randomBytes(4).toString('hex')}`);
-  await start(server, `listen on ${path}`, () => {
-    const mask = process.umask(PRIVATE);
-    // The socket is made before this returns.
-    server.listen(temporary);
-    process.umask(mask);
-  });
+  await start(server, `listen on ${path}`, () => listenPrivately(server, temporary));
   try {
     linkSync(temporary, path);
     unlinkSync(temporary);
@@ -72,6 +79,15 @@ async function listenAt(path: string, serve: Serve): Promise<Listener> {
   }
   const made = lstatSync(path);
   return { ended: NEVER, close: () => closeServer(server, path, made) };
+}
+
+/** The socket is made before this returns. The name of it may be longer than the one that was asked for, and not fit. */
+function listenPrivately(server: Server, path: string): void {
+  const folder = fitsSocket(path) ? null : openSync(dirname(path), constants.O_RDONLY | constants.O_DIRECTORY);
+  const mask = process.umask(PRIVATE);
+  server.listen(folder === null ? path : `/proc/self/fd/${folder}/${basename(path)}`);
+  process.umask(mask);
+  if (folder !== null) closeSync(folder);
 }
 
 /** Removes the path, if it is still ours. What is left of it is stale, and is replaced by whoever listens there next. */
@@ -119,9 +135,14 @@ async function listenOn(fd: number, serve: Serve): Promise<Listener> {
 
 function start(server: Server, doing: string, begin: () => void): Promise<void> {
   return new Promise((resolve, reject) => {
-    server.once('error', (error) => reject(ioError('READ', doing, error)));
+    const fail = (error: unknown) => reject(ioError('READ', doing, error));
+    server.once('error', fail);
     server.once('listening', resolve);
-    begin();
+    try {
+      begin();
+    } catch (error) {
+      fail(error);
+    }
   });
 }
 

@@ -18,6 +18,7 @@ import { connect, createServer } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import t, { type Test } from 'tap';
+import { shortFolder } from '../short-folder.js';
 import { makeCore, smallCore } from '../sources/elf-fixtures.js';
 import { needsTools, skipUnless } from '../tools.js';
 import { checkFailure, eachOf, hasPartial, runCli, runShell, startCli, until } from './run-cli.js';
@@ -389,7 +390,7 @@ t.test('a descriptor that nobody passed: one of Node’s own is none, whatever i
 });
 
 t.test('targets: a socket', async (t) => {
-  const path = join(t.testdir({}), 's');
+  const path = join(shortFolder(t), 's');
   const want = await dumpDemo(t);
   const parts: Buffer[] = [];
   const server = createServer((socket) => socket.on('data', (data) => parts.push(data)));
@@ -404,7 +405,7 @@ t.test('targets: a socket', async (t) => {
 });
 
 t.test('a socket by its path is refused, and stays', async (t) => {
-  const folder = t.testdir({});
+  const folder = shortFolder(t);
   const server = createServer();
   await new Promise<void>((resolve) => server.listen(join(folder, 'socket'), resolve));
   for (const force of [[], ['--force']]) {

@@ -2,11 +2,13 @@
 
 import { type ChildProcess, type SpawnOptions, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { readdirSync } from 'node:fs';
+import { readdirSync, rmSync, symlinkSync } from 'node:fs';
 import { constants } from 'node:os';
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import type { Test } from 'tap';
+import { makeShortFolder } from '../short-folder.js';
 
 /** The command line as `npm run build` made it. */
 export const CLI = fileURLToPath(new URL('../../cli/cli.js', import.meta.url));
@@ -49,10 +51,56 @@ export function runCli(args: readonly string[], options?: SpawnOptions): Promise
   return startCli(args, options).ended;
 }
 
-/** Runs a shell script in which `$vmcore` is the command. */
+/** How long a shell script may take, and what it has left in the background when it has ended; in milliseconds. */
+const SCRIPT_PATIENCE = 240_000;
+const BACKGROUND_PATIENCE = 10_000;
+
+/**
+ * Runs a shell script in which `$vmcore` is the command. What the script starts ends with it: a `cat` into a FIFO waits
+ * for ever for a reader that could not be started.
+ */
 export function runShell(script: string, cwd: string): Promise<CliResult> {
-  const env = { ...process.env, vmcore: COMMAND.join(' ') };
-  return collect(spawn('bash', ['-c', script], { cwd, env, stdio: ['ignore', 'pipe', 'pipe'] })).ended;
+  const folder = makeShortFolder();
+  const env = { ...process.env, vmcore: commandInWords(folder) };
+  // Its own process group.
+  const bounds = { detached: true, timeout: SCRIPT_PATIENCE };
+  const { child, ended } = collect(
+    spawn('bash', ['-c', script], { cwd, env, stdio: ['ignore', 'pipe', 'pipe'], ...bounds }),
+  );
+  const killAll = () => killGroup(child.pid!);
+  child.once('exit', () => {
+    const timeout = setTimeout(killAll, BACKGROUND_PATIENCE);
+    child.once('close', () => clearTimeout(timeout));
+  });
+  process.once('exit', killAll);
+  return ended.finally(() => {
+    process.off('exit', killAll);
+    rmSync(folder, { recursive: true });
+  });
+}
+
+/** A word as a shell reads it, whatever is in it. */
+export function quoted(word: string): string {
+  return `'${word.replaceAll("'", `'\\''`)}'`;
+}
+
+/** The command by links of plain names: a shell makes words of `$vmcore`, and the paths may have spaces in them. */
+function commandInWords(folder: string): string {
+  const names = { [process.execPath]: 'node', [CLI]: 'cli.js' };
+  return COMMAND.map((word) => {
+    const name = names[word];
+    if (name === undefined) return word;
+    symlinkSync(word, join(folder, name));
+    return join(folder, name);
+  }).join(' ');
+}
+
+function killGroup(leader: number): void {
+  try {
+    process.kill(-leader, 'SIGKILL');
+  } catch {
+    // All of it has ended.
+  }
 }
 
 function collect(child: ChildProcess): RunningCli {

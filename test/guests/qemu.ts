@@ -5,12 +5,12 @@
  */
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { EventEmitter } from 'node:events';
-import { accessSync, constants, mkdtempSync, readdirSync, readFileSync, rmSync, statfsSync } from 'node:fs';
+import { accessSync, constants, mkdtempSync, readdirSync, readFileSync, rmSync, statfsSync, statSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 import { connect, type Socket } from 'node:net';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { shortTemporary } from '../short-folder.js';
 
 /** The id of the memory backend: the name QEMU gives the guest's RAM in `info mtree`. */
 export const RAM_ID = 'guest-ram';
@@ -375,15 +375,21 @@ export function roomyFolder(bytes: number): string {
   } catch {
     // No /dev/shm.
   }
-  return tmpdir();
+  return shortTemporary();
 }
 
 /** Removes what a process that was killed with SIGKILL could not remove itself. */
 function removeOrphans(base: string): void {
   for (const name of readdirSync(base)) {
     const pid = new RegExp(`^${FOLDER_PREFIX}(\\d+)-`).exec(name)?.[1];
-    if (pid !== undefined && !isAlive(Number(pid))) rmSync(join(base, name), { recursive: true, force: true });
+    if (pid !== undefined && !isAlive(Number(pid))) removeIfOurs(join(base, name));
   }
+}
+
+/** What another user left behind is that user's to remove. */
+function removeIfOurs(path: string): void {
+  if (statSync(path, { throwIfNoEntry: false })?.uid === process.getuid?.())
+    rmSync(path, { recursive: true, force: true });
 }
 
 export function isAlive(pid: number): boolean {

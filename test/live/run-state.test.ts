@@ -9,13 +9,11 @@ import t, { type Test } from 'tap';
 import { checkFailure, CLI, type CliResult, hasPartial, runCli, runShell, startCli, until } from '../cli/run-cli.js';
 import type { LiveReport } from '../../lib/guest.js';
 import { connectQmp } from '../../lib/qmp/client.js';
-import { needsTools } from '../tools.js';
+import { needsMount, needsRoot, needsTools, needsTracing } from '../tools.js';
 import { bootLive, launchLive, type LiveGuest, type LiveQemu, liveQemus, MIB } from './live-qemu.js';
 import { StuckFifo } from './stuck-fifo.js';
 
 const WAYS = ['file', 'proc', 'stream'] as const;
-const IS_ROOT = process.getuid?.() === 0;
-const canDropRights = IS_ROOT && spawnSync('setpriv', ['--version']).status === 0;
 
 /** What a guest does before a dump; it must do the same after it. */
 const STATES = ['running', 'paused'] as const;
@@ -131,7 +129,7 @@ async function checkRunState(t: Test, live: LiveGuest, state: (typeof STATES)[nu
 }
 
 for (const qemu of await liveQemus())
-  t.test(qemu.name, { skip: qemu.skip }, async (t) => {
+  t.test(qemu.name, { skip: qemu.skip || needsTracing() }, async (t) => {
     const live = await bootLive(t, qemu);
     for (const state of STATES)
       for (const way of WAYS)
@@ -162,7 +160,7 @@ for (const qemu of await liveQemus())
             });
         });
 
-    await t.test('without the right to read the process', { skip: !canDropRights && 'not root' }, async (t) => {
+    await t.test('without the right to read the process', { skip: needsRoot() || needsTools('setpriv') }, async (t) => {
       await setState(live, 'running');
       chmodSync(live.folder, 0o777);
       chmodSync(live.socket, 0o777);
@@ -188,13 +186,10 @@ for (const qemu of await liveQemus())
       }
     });
 
-    await t.test('no room for the copy on the disk', { skip: needsTools('mount', 'umount') }, async (t) => {
+    await t.test('no room for the copy on the disk', { skip: needsMount() }, async (t) => {
       const disk = join(live.folder, 'disk');
       mkdirSync(disk);
-      if (spawnSync('mount', ['-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', disk]).status !== 0) {
-        t.pass('may not mount a tmpfs here', { skip: 'no right to mount' });
-        return;
-      }
+      execFileSync('mount', ['-t', 'tmpfs', '-o', 'size=4m', 'tmpfs', disk]);
       try {
         await setState(live, 'running');
         const copy = ['--pause-only-for-copy', '--copy-limit', '1M', '--copy-spool', disk];

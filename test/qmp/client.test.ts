@@ -1,14 +1,14 @@
 /** The client of QEMU's monitor, against servers that do what QEMU does, and what it does not. */
 
+import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { closeSync, existsSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { type AddressInfo, createServer, type Server, type Socket } from 'node:net';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { connectQmp, humanMonitor, QmpCommandError } from '../../lib/qmp/client.js';
-
-import { noKoffi, TestServer } from './qmp-fixture.js';
+import { makeShortFolder, shortFolder } from '../short-folder.js';
+import { eventually, noKoffi, TestServer } from './qmp-fixture.js';
 
 const GREETING = '{"QMP": {"version": {"qemu": {"major": 7}}, "capabilities": ["oob"]}}\r\n';
 
@@ -34,7 +34,7 @@ class FakeMonitor {
     answer: (request: Request) => string | null = ({ id }) => `{"return": {}, "id": "${id}"}\r\n`,
   ): Promise<FakeMonitor> {
     const server = createServer();
-    const monitor = new FakeMonitor(server, mkdtempSync(join(tmpdir(), 'vmcore-client-')));
+    const monitor = new FakeMonitor(server, makeShortFolder());
     server.on('connection', (socket) => monitor.#serve(socket, greeting, answer));
     server.listen(monitor.path);
     await once(server, 'listening');
@@ -185,8 +185,59 @@ t.test('a connection that ends', async (t) => {
   t.match(await client.closed, { code: 'READ' });
 });
 
+/** Greets, answers what it is asked first, and ends: with the second argument's file to tell of it. */
+const ANSWERS_AND_ENDS = `
+  const [socketPath, marker] = process.argv.slice(1);
+  require('node:net').createServer((socket) => {
+    socket.write(${JSON.stringify(GREETING)});
+    socket.on('data', (data) => {
+      const { execute, id } = JSON.parse(data);
+      socket.write(JSON.stringify({ return: {}, id }) + '\\r\\n', () => {
+        if (execute !== 'quit') return;
+        socket.destroy();
+        setImmediate(() => { require('node:fs').writeFileSync(marker, ''); process.exit(); });
+      });
+    });
+  }).listen(socketPath);`;
+
+for (const [title, fds] of [
+  ['a command', []],
+  ['a descriptor', [0]],
+] as const)
+  t.test(`QEMU answers quit, and ends while ${title} is on its way`, { skip: fds.length > 0 && noKoffi }, async (t) => {
+    const folder = shortFolder(t);
+    const [path, marker] = [join(folder, 'qmp'), join(folder, 'marker')];
+    const { NODE_OPTIONS: _, ...env } = process.env;
+    const child = spawn(process.execPath, ['-e', ANSWERS_AND_ENDS, path, marker], { env, stdio: 'inherit' });
+    t.teardown(() => child.kill());
+    t.ok(await eventually(() => existsSync(path)));
+    const client = await connectQmp(path);
+    const quit = client.execute('quit');
+    // Busy: nothing is read here before more is written.
+    while (!existsSync(marker)) Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 10);
+    const late = client.execute('cont', undefined, { fds });
+    late.catch(() => {});
+    t.same(await quit, {}, 'the answer is heard');
+    await t.rejects(late, { code: 'READ', message: /is gone/ });
+    t.match(await client.closed, { code: 'READ' });
+  });
+
+t.test('a path that no socket can have', async (t) => {
+  const folder = shortFolder(t);
+  const server = createServer();
+  t.teardown(() => server.close());
+  // A path that is cut would be this one.
+  const cut = join(folder, 'x'.repeat(107 - folder.length - 1));
+  server.listen(cut);
+  await once(server, 'listening');
+  await t.rejects(connectQmp(`${cut}y`), { code: 'USAGE', message: `${cut}y is too long` });
+  const message = /ü+ is too long for the path of a socket: 120 bytes, and the system takes 107; [^\n]+$/;
+  await t.rejects(connectQmp('ü'.repeat(60)), { code: 'USAGE', message }, 'bytes, not letters');
+});
+
 t.test('no monitor there', async (t) => {
-  const folder = t.testdir({ file: 'text' });
+  const folder = shortFolder(t);
+  writeFileSync(join(folder, 'file'), 'text');
   await t.rejects(connectQmp(join(folder, 'none')), { code: 'READ', message: /no such file/ });
   await t.rejects(connectQmp(join(folder, 'file')), { code: 'READ', message: /cannot connect/ });
   for (const address of ['', 'tcp:host', 'tcp:host:0', 'tcp:host:70000', 'tcp::1'])

@@ -2,15 +2,15 @@
 
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { readFileSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import t from 'tap';
 import { openGuest } from '../../lib/index.js';
+import { makeShortFolder } from '../short-folder.js';
 import { REPOSITORY } from '../guests/places.js';
 
-const folder = mkdtempSync(join(tmpdir(), 'vmcore-qmp-'));
+const folder = makeShortFolder();
 t.teardown(() => rmSync(folder, { recursive: true, force: true }));
 
 const example = (name: string) => join(REPOSITORY, 'dist', 'examples', `${name}.js`);

@@ -1,11 +1,11 @@
 /** A monitor that says what a test wants it to say, and remembers what it was asked and given. */
 
 import { once } from 'node:events';
-import { mkdtempSync, rmSync } from 'node:fs';
+import { rmSync } from 'node:fs';
 import { createServer, type Server, type Socket } from 'node:net';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type Connection, socketConnection } from '../../lib/qmp/connection.js';
+import { makeShortFolder } from '../short-folder.js';
 import { type Json, type JsonObject, JsonStream } from '../../lib/qmp/json-parser.js';
 
 /** What QEMU 7.2 of Debian says first. */
@@ -28,7 +28,7 @@ export type Answer = (request: Request) => string | null | Promise<string | null
 
 /** QEMU's end of the connection. */
 export class FakeQemu {
-  readonly folder = mkdtempSync(join(tmpdir(), 'vmcore-fake-'));
+  readonly folder = makeShortFolder();
   readonly path = join(this.folder, 'monitor');
   readonly asked: Request[] = [];
   #server: Server | null = null;

@@ -1,7 +1,6 @@
 /** The JSON dialect: texts that QEMU gave, any split of the input, bounds; and nonsense against a live QEMU. */
 
-import { mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { rmSync } from 'node:fs';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import t from 'tap';
@@ -9,6 +8,7 @@ import { type Json, JsonStream } from '../../lib/qmp/json-parser.js';
 import { jsonText } from '../../lib/qmp/json-text.js';
 import { QmpError } from '../../lib/qmp/qmp-error.js';
 import { Qemu } from '../guests/qemu.js';
+import { makeShortFolder } from '../short-folder.js';
 import { needsTools } from '../tools.js';
 import { TestServer, Wire } from './qmp-fixture.js';
 
@@ -149,7 +149,7 @@ async function answers(path: string, inputs: readonly string[]): Promise<string[
 }
 
 t.test('nonsense is answered as QEMU answers it', { skip: needsTools('qemu-system-x86_64') }, async (t) => {
-  const folder = mkdtempSync(join(tmpdir(), 'vmcore-qmp-'));
+  const folder = makeShortFolder();
   const path = join(folder, 'second');
   const qemu = await Qemu.launch({
     machine: 'pc',

@@ -2,13 +2,24 @@
 
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { closeSync, existsSync, openSync, readFileSync, statSync, symlinkSync, writeFileSync } from 'node:fs';
+import {
+  closeSync,
+  existsSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  readFileSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
 import t from 'tap';
-import { runCli } from '../cli/run-cli.js';
+import { checkFailure, runCli, startCli } from '../cli/run-cli.js';
+import { shortFolder } from '../short-folder.js';
 import { CLI, PYTHON } from '../tools.js';
-import { TestServer, Wire } from './qmp-fixture.js';
+import { eventually, TestServer, Wire } from './qmp-fixture.js';
 
 /** A folder that goes with the test; its server has nothing to do with what is tested in it. */
 async function folderOf(t: { teardown(work: () => Promise<void>): void }): Promise<string> {
@@ -41,6 +52,34 @@ t.test('a path: private, removed at the end, not taken from others', async (t) =
   t.equal(await server.exited, 0);
   t.notOk(existsSync(server.path), 'the socket is gone');
 });
+
+t.test('the longest path, and one that is too long', async (t) => {
+  // The name under which the socket is made is longer than this one.
+  const folder = folderOfLength(t, 105);
+  const path = join(folder, 'q');
+  const { child, ended } = startCli(['qmp', 'demo:64M', '--listen', `unix:${path}`]);
+  t.teardown(() => child.kill());
+  t.ok(await eventually(() => existsSync(path)));
+  t.same(readdirSync(folder), ['q'], 'nothing else is made');
+  t.equal(statSync(path).mode & 0o777, 0o600);
+  const wire = await Wire.negotiated(path);
+  await wire.execute('quit');
+  t.equal((await ended).code, 0);
+  t.same(readdirSync(folder), [], 'the socket is gone');
+
+  const message = /qq is too long for the path of a socket: 108 bytes, and the system takes 107; [^\n]+\n$/;
+  checkFailure(t, await runCli(['qmp', 'demo:64M', '--listen', `unix:${path}q`]), 2, message, '--listen');
+  t.same(readdirSync(folder), [], 'and none by a part of its name');
+  checkFailure(t, await runCli(['inspect', `qmp:${path}q`]), 2, message, 'qmp:');
+});
+
+/** A folder whose path has so many bytes. */
+function folderOfLength(t: { teardown(work: () => void): void }, length: number): string {
+  const above = shortFolder(t);
+  const folder = join(above, 'f'.repeat(length - above.length - 1));
+  mkdirSync(folder);
+  return folder;
+}
 
 t.test('a stale socket is replaced', async (t) => {
   const server = await TestServer.start();

@@ -8,7 +8,6 @@ import {
   constants,
   createWriteStream,
   existsSync,
-  mkdtempSync,
   openSync,
   readdirSync,
   readFileSync,
@@ -16,14 +15,14 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { type AddressInfo, createServer, Socket } from 'node:net';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
 import t, { type Test } from 'tap';
 import { type Guest, openGuest } from '../../lib/index.js';
 import { Qemu } from '../guests/qemu.js';
 import { hasPartial } from '../cli/run-cli.js';
-import { needsTools } from '../tools.js';
+import { makeShortFolder } from '../short-folder.js';
+import { needsTools, needsTracing } from '../tools.js';
 import { errorText, eventually, type Message, noKoffi, TestServer, Wire, withoutKoffi } from './qmp-fixture.js';
 
 const MIB = 1 << 20;
@@ -34,6 +33,7 @@ const NOISE = 96 * MIB;
 const NOISE_AT = 0x1000000;
 
 const skip = noKoffi || needsTools('qemu-system-x86_64', 'mkfifo');
+const noWay = (way: string) => way === 'proc' && needsTracing();
 
 interface Setup {
   /** spoken to over a monitor of its own */
@@ -46,7 +46,7 @@ interface Setup {
 }
 
 async function setup(t: Test, ...args: string[]): Promise<Setup> {
-  const folder = mkdtempSync(join(tmpdir(), 'vmcore-proxy-'));
+  const folder = makeShortFolder();
   const noise = join(folder, 'noise');
   writeFileSync(noise, randomBytes(NOISE));
   const monitor = join(folder, 'monitor');
@@ -109,7 +109,7 @@ const shape = ({ blocks, cpus, notes }: Guest) => ({
 });
 
 for (const way of ['file', 'proc', 'stream'])
-  t.test(`formats that QEMU lacks, memory read by ${way}`, { skip }, async (t) => {
+  t.test(`formats that QEMU lacks, memory read by ${way}`, { skip: skip || noWay(way) }, async (t) => {
     const { qemu, wire, folder } = await setup(t, '--memory-path', way);
     t.same(await wire.execute('stop'), { return: {} });
     const formats = ['kdump-lzo', 'kdump-raw-snappy', 'elf'];
@@ -263,7 +263,7 @@ for (const [way, ends] of [
   ['proc', 'failed'],
   ['stream', 'failed'],
 ] as const)
-  t.test(`QEMU quits in mid-dump, memory read by ${way}`, { skip }, async (t) => {
+  t.test(`QEMU quits in mid-dump, memory read by ${way}`, { skip: skip || noWay(way) }, async (t) => {
     const { qemu, proxy, wire, folder } = await setup(t, '--memory-path', way);
     const reader = await passPipe(wire, folder, 'slow');
     t.same(await dumpTo(wire, 'fd:slow', { detach: true }), { return: {} });
@@ -396,7 +396,7 @@ t.test('QEMU behind TCP: descriptors are the proxy’s', { skip }, async (t) => 
 });
 
 t.test('without koffi', { skip: needsTools('qemu-system-x86_64', 'mkfifo') }, async (t) => {
-  const folder = mkdtempSync(join(tmpdir(), 'vmcore-proxy-'));
+  const folder = makeShortFolder();
   const monitor = join(folder, 'monitor');
   const qmp = ['-qmp', `unix:${monitor},server=on,wait=off`];
   const qemu = await Qemu.launch({ machine: 'pc', memory: 32 * MIB, args: qmp });

@@ -4,12 +4,12 @@
  * going on when the next command comes.
  */
 
-import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { mkdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { Qemu } from '../guests/qemu.js';
 import { needsTrixie, trixie } from '../guests/trixie.js';
+import { makeShortFolder } from '../short-folder.js';
 import { needsTools } from '../tools.js';
 import { noKoffi, TestServer } from './qmp-fixture.js';
 import { cases, checkTable, comparable, type Played, play, RECORDED, unique } from './transcript.js';
@@ -35,7 +35,7 @@ const DIFFERENCES: Readonly<Record<string, string>> = {
 const OTHER_DIFFERENCES = { ...DIFFERENCES, greeting: OTHER_VERSION, 'query-version': OTHER_VERSION };
 
 async function playProxy(binary?: string): Promise<Played[]> {
-  const folder = mkdtempSync(join(tmpdir(), 'vmcore-proxy-'));
+  const folder = makeShortFolder();
   const monitor = join(folder, 'monitor');
   const args = ['-S', '-qmp', `unix:${monitor},server=on,wait=off`];
   const qemu = await Qemu.launch({

@@ -2,13 +2,13 @@
 
 import { type ChildProcess, type StdioOptions, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { connect, type Socket } from 'node:net';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { shellStatus } from '../cli/run-cli.js';
+import { makeShortFolder } from '../short-folder.js';
 import { CLI, skipUnless } from '../tools.js';
 
 /** The greatest patience with a server on a busy machine, in milliseconds. */
@@ -159,7 +159,7 @@ export interface ServerOptions {
 
 /** `vmcore qmp` as a process, in a folder of its own. */
 export class TestServer {
-  readonly folder = mkdtempSync(join(tmpdir(), 'vmcore-qmp-'));
+  readonly folder = makeShortFolder();
   readonly path = join(this.folder, 'qmp');
   readonly child: ChildProcess;
   /** as a shell has it */
@@ -236,7 +236,7 @@ export class TestServer {
 
 /** Options of Node's for a process that has no koffi. */
 export function withoutKoffi(t: { teardown(work: () => void): void }): string[] {
-  const folder = mkdtempSync(join(tmpdir(), 'vmcore-qmp-'));
+  const folder = makeShortFolder();
   t.teardown(() => rmSync(folder, { recursive: true, force: true }));
   const hook = join(folder, 'hook.cjs');
   writeFileSync(

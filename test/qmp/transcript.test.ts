@@ -3,13 +3,13 @@
  * Every difference has to be in a list with its reason, and every reason has to have a difference.
  */
 
-import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { mkdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
 import { demoGuest } from '../../lib/index.js';
 import { parseSize } from '../../lib/sizes.js';
 import { Qemu } from '../guests/qemu.js';
+import { makeShortFolder } from '../short-folder.js';
 import { needsTools } from '../tools.js';
 import { noKoffi, TestServer } from './qmp-fixture.js';
 import {
@@ -100,7 +100,7 @@ const LIVE_DIFFERENCES: Readonly<Record<string, string>> = {
 };
 
 async function playQemu(): Promise<{ played: Played[]; sizes: Sizes }> {
-  const folder = mkdtempSync(join(tmpdir(), 'vmcore-qmp-'));
+  const folder = makeShortFolder();
   const path = join(folder, 'second');
   const qemu = await Qemu.launch({
     machine: 'pc',

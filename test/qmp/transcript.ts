@@ -1,7 +1,7 @@
 /** The script of ../shared/qmp-transcript.json, and how it is played to a monitor. */
 
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
-import { closeSync, openSync, readFileSync } from 'node:fs';
+import { chmodSync, closeSync, openSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Test } from 'tap';
 import { REPOSITORY } from '../guests/places.js';
@@ -34,6 +34,7 @@ export async function play(cases: readonly Case[], path: string, folder: string)
   const played: Played[] = [];
   try {
     for (const one of cases) {
+      makeWritable(folder);
       const descriptors = targets.open(one);
       if (one.send !== undefined) wire.send(one.send.replaceAll('$DIR', folder), descriptors);
       for (const fd of descriptors) closeSync(fd);
@@ -45,6 +46,12 @@ export async function play(cases: readonly Case[], path: string, folder: string)
     wire.close();
     targets.close();
   }
+}
+
+/** The files of QEMU's dumps have mode 0400: to dump to one again it has to be root, as the recorded one was. */
+function makeWritable(folder: string): void {
+  for (const entry of readdirSync(folder, { withFileTypes: true }))
+    if (entry.isFile()) chmodSync(join(folder, entry.name), 0o600);
 }
 
 /** As many lines as QEMU sent, but for answers that are there sooner or later: an event may come or not. */

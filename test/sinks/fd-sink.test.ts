@@ -11,6 +11,7 @@ import { FdSink } from '../../lib/sinks/fd-sink.js';
 import type { Extent } from '../../lib/stage.js';
 import { startCli, until } from '../cli/run-cli.js';
 import { asNobody, needsTools, NOBODY, skipUnless } from '../tools.js';
+import { shortFolder } from '../short-folder.js';
 
 const MIB = 1 << 20;
 
@@ -141,7 +142,7 @@ t.test('a pipe', async (t) => {
 });
 
 t.test('a socket', async (t) => {
-  const path = join(t.testdir({}), 's');
+  const path = join(shortFolder(t), 's');
   let received = 0;
   const server = createServer((socket) =>
     socket.on('data', (data) => {
