@@ -2,7 +2,7 @@ import js from '@eslint/js';
 import tseslint from 'typescript-eslint';
 
 export default tseslint.config(
-  { ignores: ['dist/', 'lib/kernel/assembly/'] },
+  { ignores: ['dist/', 'lib/wasm/assembly/'] },
   js.configs.recommended,
   ...tseslint.configs.recommended,
   {

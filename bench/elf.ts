@@ -11,7 +11,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import { parseSize } from '../lib/sizes.js';
+import { parseSize } from '../lib/model/sizes.js';
 import { Qemu, roomyFolder } from '../test/guests/qemu.js';
 import { fillMemory, withMemoryFile } from './memory-file.js';
 import { bestOf, heading, type Measurement, measure, measureProcess, row } from './measure.js';

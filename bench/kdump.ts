@@ -10,7 +10,7 @@ import { mkdtempSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { roomyFolder } from '../test/guests/qemu.js';
-import { printKernelSpeed } from './kernel-alone.js';
+import { printWasmSpeed } from './wasm-alone.js';
 import { bootFullLinux } from './linux-guest.js';
 import { withMemoryFile, withTerabyte } from './memory-file.js';
 import { bestOf, heading, type Measurement, measure, measureProcess, row } from './measure.js';
@@ -36,8 +36,8 @@ async function once(run: () => Promise<Measurement>, file = out): Promise<Result
   return { measurement, bytes: statSync(file).size };
 }
 
-/** How much of the cores' time was spent outside the page kernel. */
-function kernelShare(format: string, source: readonly string[]): string {
+/** How much of the cores' time was spent outside the encoder module. */
+function encoderShare(format: string, source: readonly string[]): string {
   const dump = ['dump', ...source, '-f', format, '-o', out, '--force', '--json', '--threads', '2'];
   const { stdout } = spawnSync(process.execPath, [CLI, ...dump], { encoding: 'utf8' });
   const { seconds, compressSeconds } = JSON.parse(stdout) as { seconds: number; compressSeconds: number };
@@ -56,7 +56,7 @@ try {
 
     const shares = [];
     for (const format of ['kdump-raw-zlib', 'kdump-raw-lzo', 'kdump-raw-snappy'])
-      shares.push(kernelShare(format, source));
+      shares.push(encoderShare(format, source));
 
     const zlib = await ours('kdump-zlib');
     const rawZlib = await ours('kdump-raw-zlib');
@@ -97,8 +97,8 @@ try {
     line('vmcore, kdump-raw-snappy', snappy, mdLzo);
     console.log(`\nshare of two cores that was not compressing, from opening the source to the last byte`);
     for (const share of shares) console.log(`  ${share}`);
-    console.log('\nthe page kernel alone, on pages of this guest:');
-    await printKernelSpeed(qemu.ramFile);
+    console.log('\nthe encoder module alone, on pages of this guest:');
+    await printWasmSpeed(qemu.ramFile);
   } finally {
     await qemu.quit();
   }

@@ -5,7 +5,7 @@
 
 import { closeSync, openSync, readdirSync, readFileSync, readSync, writeFileSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
-import { nonZeroRuns } from '../lib/zeros.js';
+import { nonZeroRuns } from '../lib/model/zeros.js';
 import { readElf } from '../test/guests/elf-oracle.js';
 import { bootLinux, linuxKernel } from '../test/guests/linux.js';
 import { cacheFolder } from '../test/guests/places.js';

@@ -1,11 +1,11 @@
-/** What the native libraries that QEMU and makedumpfile use do with pages: the peers of the page kernel. */
+/** What the native libraries that QEMU and makedumpfile use do with pages: the peers of the encoder module. */
 
 import { execFileSync } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { deflateSync } from 'node:zlib';
-import { PAGE_SIZE } from '../lib/page-size.js';
+import { PAGE_SIZE } from '../lib/model/page-size.js';
 
 /** What a codec came to on some pages. */
 export interface CodecSpeed {
@@ -62,7 +62,7 @@ int main(int count, char **arguments) {
 
 /** What native libraries do with the pages, by name; nothing where they or a compiler are not to be had. */
 export function measureNative(pages: Buffer): Map<string, CodecSpeed> {
-  const folder = mkdtempSync(join(tmpdir(), 'kernel-speed-'));
+  const folder = mkdtempSync(join(tmpdir(), 'wasm-speed-'));
   try {
     const [source, program, input] = ['native.c', 'native', 'pages'].map((name) => join(folder, name));
     writeFileSync(source!, NATIVE);

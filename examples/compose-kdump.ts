@@ -6,22 +6,14 @@
  */
 
 import { pipelinePromise } from 'streamx';
-import {
-  FileSink,
-  KdumpFramer,
-  KernelEncoder,
-  openGuest,
-  PageAligner,
-  PageCompressor,
-  planKdump,
-} from '../lib/index.js';
+import { FileSink, KdumpFramer, WasmEncoder, openGuest, PageAligner, PageCompressor, planKdump } from '../lib/index.js';
 
 const [input, output] = process.argv.slice(2);
 if (!input || !output) throw new Error('usage: compose-kdump INPUT OUTPUT');
 
 const guest = await openGuest(input);
 const layout = planKdump(guest, { codec: 'lzo' });
-const encoder = await KernelEncoder.open('lzo', { level: 2 });
+const encoder = await WasmEncoder.open('lzo', { level: 2 });
 const compressor = new PageCompressor(encoder);
 
 await pipelinePromise(

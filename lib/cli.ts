@@ -4,8 +4,8 @@ import type { Worker } from 'node:worker_threads';
 import yargs, { type Argv } from 'yargs';
 import { hideBin } from 'yargs/helpers';
 import { getoptWords } from './cli/words.js';
-import { useStartedWorkers } from './codecs/kernel-workers.js';
-import { errnoOf, ioError, messageOf, VmcoreError } from './errors.js';
+import { useStartedWorkers } from './codecs/wasm-workers.js';
+import { errnoOf, ioError, messageOf, VmcoreError } from './model/errors.js';
 import { packageVersion } from './version.js';
 
 const EXIT_FAILED = 1;

@@ -5,17 +5,17 @@
 
 import { EventEmitter } from 'node:events';
 import { pipelinePromise } from 'streamx';
-import { VmcoreError } from './errors.js';
-import type { Architecture, Guest } from './guest.js';
+import { VmcoreError } from './model/errors.js';
+import type { Architecture, Guest } from './model/guest.js';
 import { type DumpedPages, type Plan, planDump } from './plan.js';
 import type { DumpRequest, Format } from './request.js';
 import { resumeAfter, resumeAfterFailure } from './resume.js';
-import { Scope } from './scope.js';
+import { Scope } from './model/scope.js';
 import { ExtentSink } from './sinks/extent-sink.js';
 import { FdSink, type FdSinkOptions } from './sinks/fd-sink.js';
 import { FileSink, type FileSinkOptions } from './sinks/file-sink.js';
-import { closed, type Progress } from './stage.js';
-import { guestLongMode } from './transforms/elf-layout.js';
+import { closed, type Progress } from './model/stage.js';
+import { guestLongMode } from './layouts/elf-layout.js';
 import { Tally } from './transforms/tally.js';
 
 /** Where a dump goes: a file by its path, an open descriptor, or a sink of the caller's. */

@@ -1,10 +1,10 @@
 /** The public API, and nothing else. */
 
-export { KernelEncoder, type KernelOptions } from './codecs/kernel-encoder.js';
+export { WasmEncoder, type WasmOptions } from './codecs/wasm-encoder.js';
 export type { EncodableChunk, PageCodecName, PageEncoder } from './codecs/page-encoder.js';
 export { PortableEncoder } from './codecs/portable-encoder.js';
 export { DumpJob, type DumpSummary, type DumpTarget, dump } from './dump.js';
-export { type ErrorCode, VmcoreError } from './errors.js';
+export { type ErrorCode, VmcoreError } from './model/errors.js';
 export type { ElfNote } from './formats/notes.js';
 export { encodeNote, parseNotes } from './formats/notes.js';
 export { findVmcoreinfo, parseVmcoreinfo, Vmcoreinfo } from './formats/vmcoreinfo.js';
@@ -18,7 +18,7 @@ export type {
   LiveReport,
   Segment,
   SystemState,
-} from './guest.js';
+} from './model/guest.js';
 export { type Inspection, inspect } from './inspect.js';
 export { type ExcludeOptions, type ExclusionReport, excludePages } from './linux/exclude-pages.js';
 export { findVmcoreinfoInMemory, type FoundVmcoreinfo } from './linux/find-vmcoreinfo.js';
@@ -30,7 +30,7 @@ export {
   type MissingPages,
   PageExclusion,
   type PfnRun,
-} from './page-exclusion.js';
+} from './model/page-exclusion.js';
 export {
   type Backing,
   type DataRun,
@@ -38,7 +38,7 @@ export {
   type MemoryBlock,
   type MemoryRegion,
   PhysicalMemory,
-} from './physical-memory.js';
+} from './model/physical-memory.js';
 export type { DumpedPages } from './plan.js';
 export {
   type ConnectOptions,
@@ -50,31 +50,31 @@ export {
   QmpCommandError,
   type QmpEvent,
   type QmpValue,
-} from './qmp/client.js';
-export { QmpProxy, type QmpProxyOptions } from './qmp/proxy.js';
-export { QmpServer, type QmpServerOptions } from './qmp/server.js';
+} from './qmp/protocol/client.js';
+export { QmpProxy, type QmpProxyOptions } from './qmp/monitor/proxy.js';
+export { QmpServer, type QmpServerOptions } from './qmp/monitor/server.js';
 export { type DumpRequest, FORMATS, type Format } from './request.js';
 export { ExtentSink, type SinkTotals } from './sinks/extent-sink.js';
 export { FdSink, type FdSinkOptions } from './sinks/fd-sink.js';
 export { FileSink, type FileSinkOptions } from './sinks/file-sink.js';
-export { type Slab, SlabPool } from './slab-pool.js';
-export { demoGuest } from './sources/demo.js';
-export { openElfCore } from './sources/elf-core.js';
-export { openElfStream } from './sources/elf-stream.js';
-export { FileBacking } from './sources/file-backing.js';
-export { openGuestDescription } from './sources/guest-description.js';
-export { openKdump } from './sources/kdump-core.js';
-export { openKdumpStream } from './sources/kdump-stream.js';
+export { type Slab, SlabPool } from './model/slab-pool.js';
+export { demoGuest } from './sources/demo/demo.js';
+export { openElfCore } from './sources/elf/elf-core.js';
+export { openElfStream } from './sources/elf/elf-stream.js';
+export { FileBacking } from './io/file-backing.js';
+export { openGuestDescription } from './sources/description/guest-description.js';
+export { openKdump } from './sources/kdump/kdump-core.js';
+export { openKdumpStream } from './sources/kdump/kdump-stream.js';
 export { MemoryGuest, type MemoryGuestFields } from './sources/memory-guest.js';
 export { MemorySource } from './sources/memory-source.js';
 export { type OpenGuestOptions, openGuest, openStream } from './sources/open.js';
-export { type CapturedFile, captureGuest } from './sources/qemu-capture.js';
-export { openQemu } from './sources/qemu-guest.js';
-export { MEMORY_PATHS, type MemoryPath, type OpenQemuOptions } from './sources/qemu-options.js';
-export { openRawMemory } from './sources/raw-memory.js';
-export { parseRegisters } from './sources/registers.js';
+export { type CapturedFile, captureGuest } from './live/qemu/capture.js';
+export { openQemu } from './live/qemu/qemu-guest.js';
+export { MEMORY_PATHS, type MemoryPath, type OpenQemuOptions } from './live/qemu/options.js';
+export { openRawMemory } from './sources/raw/raw-memory.js';
+export { parseRegisters } from './sources/raw/registers.js';
 export { runChunks } from './sources/run-source.js';
-export { openWinDmp, WinDmpGuest } from './sources/win-dmp-core.js';
+export { openWinDmp, WinDmpGuest } from './sources/windows/win-dmp-core.js';
 export {
   type BytesChunk,
   type Chunk,
@@ -95,27 +95,22 @@ export {
   Source,
   Stage,
   type StageOptions,
-} from './stage.js';
+} from './model/stage.js';
 export { ByteStream } from './transforms/byte-stream.js';
 export { ElfFramer } from './transforms/elf-framer.js';
-export { type ElfLayout, type ElfLayoutOptions, planElf } from './transforms/elf-layout.js';
-export { type FindKdbgOptions, findKdbg, windowsHeader } from './transforms/find-kdbg.js';
+export { type ElfLayout, type ElfLayoutOptions, planElf } from './layouts/elf-layout.js';
+export { type FindKdbgOptions, findKdbg, windowsHeader } from './windows/find-kdbg.js';
 export { Flattener } from './transforms/flattener.js';
 export { KdumpFramer } from './transforms/kdump-framer.js';
-export { type KdumpLayout, type KdumpLayoutOptions, planKdump } from './transforms/kdump-layout.js';
-export type { Mapping } from './transforms/mapping-list.js';
-export { type ResolveOptions, resolveMappings, translate } from './transforms/mapping-resolver.js';
+export { type KdumpLayout, type KdumpLayoutOptions, planKdump } from './layouts/kdump-layout.js';
+export type { Mapping } from './paging/mapping-list.js';
+export { type ResolveOptions, resolveMappings, translate } from './paging/mapping-resolver.js';
 export { MemoryOverlay, OverlaidMemory, type OverlayPages } from './transforms/memory-overlay.js';
 export { PageAligner } from './transforms/page-aligner.js';
 export { PageCompressor, type PageCounts } from './transforms/page-compressor.js';
 export { PageFilter } from './transforms/page-filter.js';
 export { RangeFilter } from './transforms/range-filter.js';
-export { VirtualMemory } from './transforms/virtual-memory.js';
+export { VirtualMemory } from './paging/virtual-memory.js';
 export { WinDmpFramer } from './transforms/win-dmp-framer.js';
-export {
-  planWinDmp,
-  type WinDmpLayout,
-  type WinDmpLayoutOptions,
-  winDmpHeaderOf,
-} from './transforms/win-dmp-layout.js';
+export { planWinDmp, type WinDmpLayout, type WinDmpLayoutOptions, winDmpHeaderOf } from './layouts/win-dmp-layout.js';
 export { openVmcore, VmcoreReader } from './vmcore-reader.js';

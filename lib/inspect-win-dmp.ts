@@ -1,10 +1,10 @@
 /** What is peculiar to a Windows guest: the dump header, in a crash dump or in the note of the guest's driver. */
 
-import { VmcoreError } from './errors.js';
+import { VmcoreError } from './model/errors.js';
 import { decodeWinDmpHeader, type WinDmpHeader, winDmpBits } from './formats/win-dmp.js';
-import type { Guest } from './guest.js';
-import { PAGE_SIZE } from './stage.js';
-import { hasWinDmpHeader, winDmpHeaderOf } from './transforms/win-dmp-layout.js';
+import type { Guest } from './model/guest.js';
+import { PAGE_SIZE } from './model/stage.js';
+import { hasWinDmpHeader, winDmpHeaderOf } from './layouts/win-dmp-layout.js';
 
 /** A dump header, as JSON. */
 export interface InspectedWinDmp {

@@ -3,22 +3,22 @@
  * are "0x…" strings, counts and sizes are numbers.
  */
 
-import { VmcoreError } from './errors.js';
+import { VmcoreError } from './model/errors.js';
 import { ELFCLASS64, EM_X86_64, PT_LOAD } from './formats/elf.js';
 import { PAGE_CODEC_FLAGS } from './formats/kdump.js';
 import { findVmcoreinfo, vmcoreinfoFacts } from './formats/vmcoreinfo.js';
 import type { ElfNote } from './formats/notes.js';
-import type { CpuState, Guest } from './guest.js';
+import type { CpuState, Guest } from './model/guest.js';
 import { type InspectedWinDmp, inspectWinDmp } from './inspect-win-dmp.js';
 import type { CompletedGuest } from './linux/with-vmcoreinfo.js';
-import { EXCLUDE_NAMES, EXCLUDE_REASONS, type ExcludeReason } from './page-exclusion.js';
-import { type CoreProgramHeaders, ElfCoreGuest } from './sources/elf-core.js';
-import { KdumpGuest, type KdumpPageCounts } from './sources/kdump-core.js';
-import type { PageCensus } from './sources/kdump-pages.js';
+import { EXCLUDE_NAMES, EXCLUDE_REASONS, type ExcludeReason } from './model/page-exclusion.js';
+import { type CoreProgramHeaders, ElfCoreGuest } from './sources/elf/elf-core.js';
+import { KdumpGuest, type KdumpPageCounts } from './sources/kdump/kdump-core.js';
+import type { PageCensus } from './sources/kdump/kdump-pages.js';
 import { type OpenGuestOptions, openGuest } from './sources/open.js';
-import { WinDmpGuest } from './sources/win-dmp-core.js';
-import { PAGE_SIZE } from './stage.js';
-import { pagingMode } from './transforms/mapping-resolver.js';
+import { WinDmpGuest } from './sources/windows/win-dmp-core.js';
+import { PAGE_SIZE } from './model/stage.js';
+import { pagingMode } from './paging/mapping-resolver.js';
 
 /** One CPU, as far as one line can say it. */
 export interface InspectedCpu {

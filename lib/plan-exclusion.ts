@@ -2,11 +2,11 @@
  * What a request leaves out: decided before the format is planned, for all formats in the same way.
  */
 
-import { VmcoreError } from './errors.js';
+import { VmcoreError } from './model/errors.js';
 import { DL_EXCLUDE_ZERO } from './formats/kdump.js';
-import type { Guest } from './guest.js';
+import type { Guest } from './model/guest.js';
 import type { CompletedGuest } from './linux/with-vmcoreinfo.js';
-import { EXCLUDE_REASONS, type ExcludeReason, PageExclusion } from './page-exclusion.js';
+import { EXCLUDE_REASONS, type ExcludeReason, PageExclusion } from './model/page-exclusion.js';
 import type { PlanContext } from './plan.js';
 import type { DumpRequest } from './request.js';
 

@@ -4,20 +4,20 @@
 
 import type { Duplex } from 'streamx';
 import type { PageEncoder } from './codecs/page-encoder.js';
-import { VmcoreError } from './errors.js';
-import type { Guest } from './guest.js';
-import type { PageExclusion } from './page-exclusion.js';
-import type { MemoryBlock } from './physical-memory.js';
+import { VmcoreError } from './model/errors.js';
+import type { Guest } from './model/guest.js';
+import type { PageExclusion } from './model/page-exclusion.js';
+import type { MemoryBlock } from './model/physical-memory.js';
 import { describeLeftOut, type LeftOut, type Prepared, prepare } from './plan-exclusion.js';
 import { checkRequest, type DumpRequest, type Format } from './request.js';
-import type { Scope } from './scope.js';
+import type { Scope } from './model/scope.js';
 import type { ExtentSink } from './sinks/extent-sink.js';
-import { SlabPool } from './slab-pool.js';
-import { type Chunk, PAGE_SIZE, type Source } from './stage.js';
+import { SlabPool } from './model/slab-pool.js';
+import { type Chunk, PAGE_SIZE, type Source } from './model/stage.js';
 import { ElfFramer } from './transforms/elf-framer.js';
-import { planElf } from './transforms/elf-layout.js';
-import type { KdumpCodec } from './transforms/kdump-layout.js';
-import type { Mapping } from './transforms/mapping-list.js';
+import { planElf } from './layouts/elf-layout.js';
+import type { KdumpCodec } from './layouts/kdump-layout.js';
+import type { Mapping } from './paging/mapping-list.js';
 
 /** The formats that compress pages. */
 type KdumpFormat = Exclude<Format, 'elf' | 'win-dmp'>;
@@ -90,9 +90,7 @@ export async function planDump(guest: Guest, request: DumpRequest, context: Plan
       () => {},
     ),
   );
-  return planWithout(guest, request, context, (prepared) =>
-    planKdumpDump(prepared, format, encoder, request, context),
-  );
+  return planWithout(guest, request, context, (prepared) => planKdumpDump(prepared, format, encoder, request, context));
 }
 
 /** Decides what is left out, plans the format, and puts the page filter before its stages where there is need of it. */
@@ -144,7 +142,7 @@ async function resolve(
   { maxMappings, maxPageTables }: DumpRequest,
   context: PlanContext,
 ): Promise<Mapping[]> {
-  const { resolveMappings } = await import('./transforms/mapping-resolver.js');
+  const { resolveMappings } = await import('./paging/mapping-resolver.js');
   return resolveMappings(guest, { maxMappings, maxPageTables, ...context });
 }
 
@@ -160,7 +158,7 @@ async function planKdumpDump(
     throw new VmcoreError('USAGE', 'kdump-compressed format has no place for virtual addresses: paging goes with elf');
   const [{ planKdump, largeBitmapWarning }, { KdumpFramer }, { Flattener }, { PageAligner }, { PageCompressor }] =
     await Promise.all([
-      import('./transforms/kdump-layout.js'),
+      import('./layouts/kdump-layout.js'),
       import('./transforms/kdump-framer.js'),
       import('./transforms/flattener.js'),
       import('./transforms/page-aligner.js'),
@@ -205,8 +203,8 @@ async function planWinDmpDump(guest: Guest, request: DumpRequest, context: PlanC
       'win-dmp has no place for virtual addresses or a part of the memory: paging and ranges go with elf',
     );
   const [{ planWinDmp }, { windowsHeader }, { WinDmpFramer }, { MemoryOverlay }, { runChunks }] = await Promise.all([
-    import('./transforms/win-dmp-layout.js'),
-    import('./transforms/find-kdbg.js'),
+    import('./layouts/win-dmp-layout.js'),
+    import('./windows/find-kdbg.js'),
     import('./transforms/win-dmp-framer.js'),
     import('./transforms/memory-overlay.js'),
     import('./sources/run-source.js'),
@@ -238,6 +236,6 @@ async function openEncoder(codec: KdumpCodec, { codec: kind, threads, level }: D
     const { PortableEncoder } = await import('./codecs/portable-encoder.js');
     return new PortableEncoder(codec, level);
   }
-  const { KernelEncoder } = await import('./codecs/kernel-encoder.js');
-  return KernelEncoder.open(codec, { threads, level });
+  const { WasmEncoder } = await import('./codecs/wasm-encoder.js');
+  return WasmEncoder.open(codec, { threads, level });
 }

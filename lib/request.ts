@@ -6,8 +6,8 @@
  */
 
 import { inspect } from 'node:util';
-import { VmcoreError } from './errors.js';
-import type { MemoryBlock } from './physical-memory.js';
+import { VmcoreError } from './model/errors.js';
+import type { MemoryBlock } from './model/physical-memory.js';
 
 /** The formats that can be written; names as in QEMU's DumpGuestMemoryFormat. */
 export const FORMATS = [

@@ -1,7 +1,7 @@
 /** Has a live machine run on when its memory has been read, and says so where that does not work. */
 
-import { messageOf, VmcoreError } from './errors.js';
-import type { Guest } from './guest.js';
+import { messageOf, VmcoreError } from './model/errors.js';
+import type { Guest } from './model/guest.js';
 
 /**
  * Has a live machine run on after what was to be made of it.

@@ -2,9 +2,9 @@
  * Random access to the memory in a vmcore, for programs: ELF cores and kdumps, raw or flattened.
  */
 
-import { VmcoreError } from './errors.js';
-import type { Guest } from './guest.js';
-import type { MemoryBlock, PhysicalMemory } from './physical-memory.js';
+import { VmcoreError } from './model/errors.js';
+import type { Guest } from './model/guest.js';
+import type { MemoryBlock, PhysicalMemory } from './model/physical-memory.js';
 import { openGuest } from './sources/open.js';
 
 /** A vmcore that is open for reading. Compressed pages are kept decompressed, the last 4 MiB of them. */

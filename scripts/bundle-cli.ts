@@ -5,7 +5,7 @@
  *   cli.js            starts command.js, from command.cache (lib/cli/start.ts)
  *   command.js        the command line with all that it imports
  *   command.cache     what V8 has compiled of it
- *   kernel-worker.js  the compressor threads
+ *   wasm-worker.js    the compressor threads
  *
  * These are CommonJS, which Node starts faster than ES modules.
  */
@@ -43,7 +43,7 @@ await build({
   entryPoints: {
     cli: 'dist/lib/cli/start.js',
     command: 'dist/lib/cli.js',
-    'kernel-worker': 'dist/lib/codecs/kernel-worker.js',
+    'wasm-worker': 'dist/lib/codecs/wasm-worker.js',
   },
   outdir: OUT,
   bundle: true,
@@ -60,7 +60,7 @@ await build({
   logLevel: 'warning',
 });
 writeFileSync(`${OUT}/package.json`, '{ "type": "commonjs" }\n');
-copyFileSync('dist/lib/kernel/kernel.wasm', `${OUT}/kernel.wasm`);
+copyFileSync('dist/lib/wasm/encoder.wasm', `${OUT}/encoder.wasm`);
 chmodSync(`${OUT}/cli.js`, 0o755);
 keepCode();
 

@@ -9,7 +9,7 @@ import t, { type Test } from 'tap';
 import { demoGuest, dump, openGuest } from '../lib/index.js';
 import { hasTool, needsTools } from './tools.js';
 
-const EXAMPLES = fileURLToPath(new URL('../examples/', import.meta.url));
+const EXAMPLES = fileURLToPath(new URL('../examples', import.meta.url));
 const MIB = 1 << 20;
 
 /** Runs an example; its stdout. */

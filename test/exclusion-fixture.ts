@@ -1,7 +1,7 @@
 /** Sets of pages that are left out, as tests want them. */
 
 import fc from 'fast-check';
-import { PageExclusion, type PfnRun } from '../lib/page-exclusion.js';
+import { PageExclusion, type PfnRun } from '../lib/model/page-exclusion.js';
 
 /** A set of runs, all for the same reason. */
 export function exclusionOf(runs: readonly PfnRun[], level = 31): PageExclusion {

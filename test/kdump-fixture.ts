@@ -4,7 +4,7 @@ import { createRequire } from 'node:module';
 import { deflateSync } from 'node:zlib';
 import { LZO } from 'lzo-ts';
 import { pipelinePromise } from 'streamx';
-import type { Guest } from '../lib/guest.js';
+import type { Guest } from '../lib/model/guest.js';
 import type { ExtentSink } from '../lib/sinks/extent-sink.js';
 import {
   type Chunk,
@@ -16,10 +16,10 @@ import {
   type PageBatch,
   Sink,
   Stage,
-} from '../lib/stage.js';
+} from '../lib/model/stage.js';
 import { Flattener } from '../lib/transforms/flattener.js';
 import { KdumpFramer } from '../lib/transforms/kdump-framer.js';
-import { type KdumpCodec, type KdumpLayoutOptions, planKdump } from '../lib/transforms/kdump-layout.js';
+import { type KdumpCodec, type KdumpLayoutOptions, planKdump } from '../lib/layouts/kdump-layout.js';
 import { plain } from './plain-chunk.js';
 
 const snappy = createRequire(import.meta.url)('snappyjs') as { compress(bytes: Uint8Array): Uint8Array };

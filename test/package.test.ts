@@ -64,7 +64,7 @@ t.test('the package', { skip: skipUnless(registryAnswers() ? [] : ['the npm regi
       'guest-description.schema.json',
       'package.json',
     ]);
-    for (const path of ['dist/cli/cli.js', 'dist/cli/kernel.wasm', 'dist/lib/index.js', 'dist/lib/index.d.ts'])
+    for (const path of ['dist/cli/cli.js', 'dist/cli/encoder.wasm', 'dist/lib/index.js', 'dist/lib/index.d.ts'])
       t.ok(paths.includes(path), path);
     t.same(
       paths.filter((path) => /\btests?\b|fixture|bench|\.tsbuildinfo/.test(path)),

@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import t from 'tap';
-import { PageExclusion } from '../lib/page-exclusion.js';
+import { PageExclusion } from '../lib/model/page-exclusion.js';
 
 t.test('holds the pages that a plain set holds, and counts each once', async () => {
   const page = fc.nat({ max: 200_000 });

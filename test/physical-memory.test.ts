@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import t from 'tap';
-import { PHYSICAL_ADDRESS_LIMIT, PhysicalMemory } from '../lib/physical-memory.js';
+import { PHYSICAL_ADDRESS_LIMIT, PhysicalMemory } from '../lib/model/physical-memory.js';
 import { addressPattern, BufferBacking, patternGuest } from './guest-fixture.js';
 
 t.test('reads across blocks; what is not memory reads as zeros and is told', async (t) => {

@@ -1,5 +1,5 @@
 /** Chunks as tests write and read them: without the kind, which follows from whether there are bytes. */
-import { type Chunk, chunkBytes, releaseChunk } from '../lib/stage.js';
+import { type Chunk, chunkBytes, releaseChunk } from '../lib/model/stage.js';
 
 export interface PlainChunk {
   readonly paddr: number;

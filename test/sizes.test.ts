@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import t from 'tap';
-import { VmcoreError } from '../lib/errors.js';
-import { formatSize, parseAddress, parseInteger, parseSize, sizeArgument } from '../lib/sizes.js';
+import { VmcoreError } from '../lib/model/errors.js';
+import { formatSize, parseAddress, parseInteger, parseSize, sizeArgument } from '../lib/model/sizes.js';
 
 t.test('sizes as people write them', async (t) => {
   const sizes: [string, number][] = [

@@ -1,5 +1,5 @@
 import t from 'tap';
-import { SlabPool } from '../lib/slab-pool.js';
+import { SlabPool } from '../lib/model/slab-pool.js';
 
 t.test('a bounded pool makes the source wait for a slab to come back', async (t) => {
   const pool = new SlabPool(1, 4096);

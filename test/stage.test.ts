@@ -3,11 +3,20 @@ import { getEventListeners } from 'node:events';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { pipelinePromise } from 'streamx';
 import t from 'tap';
-import { SlabPool } from '../lib/slab-pool.js';
-import { type Chunk, chunkBytes, closed, type Extent, releaseItem, Sink, sliceChunk, Stage } from '../lib/stage.js';
+import { SlabPool } from '../lib/model/slab-pool.js';
+import {
+  type Chunk,
+  chunkBytes,
+  closed,
+  type Extent,
+  releaseItem,
+  Sink,
+  sliceChunk,
+  Stage,
+} from '../lib/model/stage.js';
 import { ByteStream } from '../lib/transforms/byte-stream.js';
 import { ElfFramer } from '../lib/transforms/elf-framer.js';
-import { planElf } from '../lib/transforms/elf-layout.js';
+import { planElf } from '../lib/layouts/elf-layout.js';
 import { patternGuest } from './guest-fixture.js';
 
 const MIB = 1 << 20;

@@ -4,7 +4,7 @@ import { spawnSync } from 'node:child_process';
 import { closeSync, ftruncateSync, mkdtempSync, openSync, rmSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
-import { FOUR_GIB } from '../lib/sources/raw-memory.js';
+import { FOUR_GIB } from '../lib/sources/raw/raw-memory.js';
 import { openVmcore } from '../lib/vmcore-reader.js';
 import { roomyFolder } from './guests/qemu.js';
 import { CLI, needsTools } from './tools.js';

@@ -5,9 +5,9 @@
 
 import { encodeNote } from '../lib/formats/notes.js';
 import { emptyWinDmpHeader, setWinDmpFields, setWinDmpRuns, type WinDmpRun } from '../lib/formats/win-dmp.js';
-import type { CpuState } from '../lib/guest.js';
+import type { CpuState } from '../lib/model/guest.js';
 import { MemoryGuest } from '../lib/sources/memory-guest.js';
-import { parseRegisters } from '../lib/sources/registers.js';
+import { parseRegisters } from '../lib/sources/raw/registers.js';
 import { addressPattern, BufferBacking } from './guest-fixture.js';
 
 export const PAGES = 64;

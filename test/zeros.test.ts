@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import t from 'tap';
-import { PAGE_SIZE } from '../lib/stage.js';
-import { nonZeroRuns } from '../lib/zeros.js';
+import { PAGE_SIZE } from '../lib/model/stage.js';
+import { nonZeroRuns } from '../lib/model/zeros.js';
 
 t.test('zeros alone have no runs', async (t) => {
   t.same(nonZeroRuns(new Uint8Array(10 * PAGE_SIZE), 0), []);

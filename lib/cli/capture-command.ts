@@ -1,11 +1,11 @@
 /** `vmcore capture`: a live QEMU as a guest description, for later. */
 
 import type { Argv } from 'yargs';
-import { VmcoreError } from '../errors.js';
+import { VmcoreError } from '../model/errors.js';
 import { findFileTarget } from '../sinks/file-target.js';
 import { WholeFile } from '../sinks/whole-file.js';
-import { writeFully } from '../sinks/write-fully.js';
-import type { CapturedFile } from '../sources/qemu-capture.js';
+import { writeFully } from '../io/write-fully.js';
+import type { CapturedFile } from '../live/qemu/capture.js';
 import { Interrupt } from './interrupt.js';
 import { numberOption } from './number-option.js';
 import { sourceOperand } from './source-operand.js';
@@ -54,9 +54,9 @@ export async function handler(args: CaptureArguments): Promise<void> {
 
 async function capture({ source, output, pid, force }: CaptureArguments, signal: AbortSignal): Promise<void> {
   const [{ connectQmp }, { openQemu }, { captureGuest }] = await Promise.all([
-    import('../qmp/client.js'),
-    import('../sources/qemu-guest.js'),
-    import('../sources/qemu-capture.js'),
+    import('../qmp/protocol/client.js'),
+    import('../live/qemu/qemu-guest.js'),
+    import('../live/qemu/capture.js'),
   ]);
   // A guest is not stopped for what cannot be kept.
   await findFileTarget(output, force);

@@ -2,7 +2,7 @@
 
 import type { Argv } from 'yargs';
 import type { InspectedKdump, Inspection } from '../inspect.js';
-import { formatSize } from '../sizes.js';
+import { formatSize } from '../model/sizes.js';
 import { sourceOperand } from './source-operand.js';
 
 export const command = 'inspect <file>';

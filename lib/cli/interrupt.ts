@@ -5,7 +5,7 @@
 
 import { constants } from 'node:os';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { VmcoreError } from '../errors.js';
+import { VmcoreError } from '../model/errors.js';
 
 const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 

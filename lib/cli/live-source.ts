@@ -1,11 +1,11 @@
 /** What commands that read a live QEMU have in common: its options, opening it, and letting it run on. */
 
 import type { Argv } from 'yargs';
-import { VmcoreError } from '../errors.js';
-import type { LiveReport } from '../guest.js';
-import { formatSize, parseSize } from '../sizes.js';
+import { VmcoreError } from '../model/errors.js';
+import type { LiveReport } from '../model/guest.js';
+import { formatSize, parseSize } from '../model/sizes.js';
 import type { OpenGuestOptions } from '../sources/open.js';
-import { MEMORY_PATHS, type MemoryPath } from '../sources/qemu-options.js';
+import { MEMORY_PATHS, type MemoryPath } from '../live/qemu/options.js';
 import { numberOption } from './number-option.js';
 
 /** What a live machine's source begins with. */

@@ -3,8 +3,8 @@
  * later one is 1 (`--fd 1 --fd 1` would be 2), and it takes what is no number for NaN.
  */
 
-import { VmcoreError } from '../errors.js';
-import { parseInteger } from '../sizes.js';
+import { VmcoreError } from '../model/errors.js';
+import { parseInteger } from '../model/sizes.js';
 
 /** What numbers an option takes. */
 interface Bounds {

@@ -4,8 +4,8 @@
  */
 
 import { constants, fstatSync, readdirSync, readlinkSync } from 'node:fs';
-import { errnoOf, ioError, VmcoreError } from '../errors.js';
-import { ACCESS_MODE, openFlags } from '../open-flags.js';
+import { errnoOf, ioError, VmcoreError } from '../model/errors.js';
+import { ACCESS_MODE, openFlags } from '../io/open-flags.js';
 
 /** O_CLOEXEC of Linux, which Node does not name. Node opens its descriptors with it. */
 const CLOSE_ON_EXEC = 0o2000000;

@@ -1,7 +1,7 @@
 /** Progress on a terminal: a bar with rate and time left. Silent where nobody looks. */
 
 import type { DumpJob } from '../dump.js';
-import { formatSize } from '../sizes.js';
+import { formatSize } from '../model/sizes.js';
 
 /** Draws at most this often, in frames a second: drawing must not cost what it measures. */
 const FRAMES = 10;

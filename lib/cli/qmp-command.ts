@@ -1,9 +1,9 @@
 /** `vmcore qmp`: serves a guest, or sits before a live QEMU, for programs that talk to QEMU's monitor. */
 
 import type { Argv } from 'yargs';
-import { VmcoreError } from '../errors.js';
-import type { QmpProxy } from '../qmp/proxy.js';
-import type { QmpServer } from '../qmp/server.js';
+import { VmcoreError } from '../model/errors.js';
+import type { QmpProxy } from '../qmp/monitor/proxy.js';
+import type { QmpServer } from '../qmp/monitor/server.js';
 import { Interrupt } from './interrupt.js';
 import { isLive, liveOpenOptions, liveOptions } from './live-source.js';
 import { checkPassed } from './passed-descriptor.js';
@@ -70,14 +70,14 @@ interface Opened {
 }
 
 async function openServer(args: QmpArguments, interrupt: Interrupt): Promise<Opened> {
-  const { QmpServer } = await import('../qmp/server.js');
+  const { QmpServer } = await import('../qmp/monitor/server.js');
   const guest = await openSource(args, interrupt);
   const server = new QmpServer(guest, serverOptions(args)).on('warning', warn);
   return { server, close: () => server.close().then(() => guest.close()) };
 }
 
 async function openProxy(args: QmpArguments, { signal }: Interrupt): Promise<Opened> {
-  const { QmpProxy } = await import('../qmp/proxy.js');
+  const { QmpProxy } = await import('../qmp/monitor/proxy.js');
   const options = { ...serverOptions(args), ...liveOpenOptions(args) };
   const server = (await QmpProxy.connect(args.source.slice('qmp:'.length), options, signal)).on('warning', warn);
   return { server, close: () => server.close() };

@@ -1,7 +1,7 @@
 /** The operand of a command that says which guest or vmcore it is about. */
 
 import type { Argv } from 'yargs';
-import { VmcoreError } from '../errors.js';
+import { VmcoreError } from '../model/errors.js';
 
 /**
  * Declares it.

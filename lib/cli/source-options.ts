@@ -1,8 +1,8 @@
 /** The options of every command that opens a guest: what to open, what it does not say of itself, and bounds. */
 
 import type { Argv } from 'yargs';
-import type { Guest } from '../guest.js';
-import { parseSize } from '../sizes.js';
+import type { Guest } from '../model/guest.js';
+import { parseSize } from '../model/sizes.js';
 import { openGuest } from '../sources/open.js';
 import type { Interrupt } from './interrupt.js';
 import { isLive, type LiveArguments, liveOpenOptions } from './live-source.js';

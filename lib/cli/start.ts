@@ -16,7 +16,7 @@ import { fileURLToPath } from 'node:url';
 import { Script } from 'node:vm';
 import type { Worker } from 'node:worker_threads';
 import type { main } from '../cli.js';
-import { defaultThreads, startKernelWorker } from '../codecs/kernel-workers.js';
+import { defaultThreads, startWasmWorker } from '../codecs/wasm-workers.js';
 
 /** What Node calls a module's code with; see https://nodejs.org/api/modules.html#the-module-wrapper */
 type ModuleFunction = (
@@ -39,7 +39,7 @@ function asksForThreads([command, ...args]: readonly string[]): boolean {
 
 function startThreads(): Worker[] {
   if (!asksForThreads(process.argv.slice(2))) return [];
-  return Array.from({ length: defaultThreads() }, startKernelWorker);
+  return Array.from({ length: defaultThreads() }, startWasmWorker);
 }
 
 function keptCode(): Buffer | undefined {

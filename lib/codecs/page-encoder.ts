@@ -1,7 +1,7 @@
 /** What a page compressor asks of its codec. */
 
-import type { SlabPool } from '../slab-pool.js';
-import type { BytesChunk, DeferredChunk, PageBatch } from '../stage.js';
+import type { SlabPool } from '../model/slab-pool.js';
+import type { BytesChunk, DeferredChunk, PageBatch } from '../model/stage.js';
 
 /** The codecs of the kdump formats. */
 export type PageCodecName = 'zlib' | 'lzo' | 'snappy';

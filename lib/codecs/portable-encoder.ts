@@ -14,8 +14,8 @@ import {
   PAGE_ZERO,
   type PageBatch,
   releaseChunk,
-} from '../stage.js';
-import { nonZeroRuns } from '../zeros.js';
+} from '../model/stage.js';
+import { nonZeroRuns } from '../model/zeros.js';
 import type { EncodableChunk, PageCodecName, PageEncoder } from './page-encoder.js';
 
 type Compress = (page: Uint8Array) => Uint8Array;

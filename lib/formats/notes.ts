@@ -6,7 +6,7 @@
  * QEMU's target/i386/arch_dump.c and Linux's `struct elf_prstatus`.
  */
 
-import { VmcoreError } from '../errors.js';
+import { VmcoreError } from '../model/errors.js';
 import {
   type CpuState,
   GENERAL_REGISTERS,
@@ -18,7 +18,7 @@ import {
   type SegmentRegister,
   SYSTEM_SEGMENTS,
   type SystemState,
-} from '../guest.js';
+} from '../model/guest.js';
 
 /** Elf64_Nhdr / Elf32_Nhdr: 12 bytes either way. */
 export const NOTE_HEADER_SIZE = 12;

@@ -16,7 +16,7 @@ import {
   NULL_SEGMENT,
   SEGMENT_REGISTERS,
   type SegmentRegister,
-} from '../guest.js';
+} from '../model/guest.js';
 
 /** Width of the kernel's pointers, which decides the layout. */
 export type WinDmpBits = 64 | 32;

@@ -3,9 +3,9 @@
  * decided because of it are kept and counted.
  */
 
-import { VmcoreError } from '../errors.js';
-import { blockEnd, type MemoryBlock } from '../physical-memory.js';
-import { PAGE_SIZE } from '../stage.js';
+import { VmcoreError } from '../model/errors.js';
+import { blockEnd, type MemoryBlock } from '../model/physical-memory.js';
+import { PAGE_SIZE } from '../model/stage.js';
 
 /** The damage to one guest's structures. */
 export class Damage {

@@ -11,12 +11,12 @@
  * agree where memory ends; where but one of them is known, only whole blocks of memory are left out.
  */
 
-import { VmcoreError } from '../errors.js';
+import { VmcoreError } from '../model/errors.js';
 import { findVmcoreinfo, type Vmcoreinfo } from '../formats/vmcoreinfo.js';
-import type { ChunkOptions, Guest } from '../guest.js';
-import type { MissingPages, PfnRun } from '../page-exclusion.js';
-import { blockEnd, type MemoryBlock, PhysicalMemory } from '../physical-memory.js';
-import { PAGE_SIZE } from '../stage.js';
+import type { ChunkOptions, Guest } from '../model/guest.js';
+import type { MissingPages, PfnRun } from '../model/page-exclusion.js';
+import { blockEnd, type MemoryBlock, PhysicalMemory } from '../model/physical-memory.js';
+import { PAGE_SIZE } from '../model/stage.js';
 import { kernelMemory } from './kernel-memory.js';
 import { KernelSymbols } from './kernel-symbols.js';
 import { memoryMap } from './memory-map.js';

@@ -7,14 +7,14 @@
  * may be hostile: what does not hold together is refused, or its pages are kept. Memory that is not online is kept, too.
  */
 
-import { VmcoreError } from '../errors.js';
+import { VmcoreError } from '../model/errors.js';
 import { DL_EXCLUDE_FREE, DL_EXCLUDE_ZERO } from '../formats/kdump.js';
 import { findVmcoreinfo } from '../formats/vmcoreinfo.js';
-import type { Guest } from '../guest.js';
-import { PageExclusion } from '../page-exclusion.js';
-import { PageSet } from '../page-set.js';
-import { blockEnd } from '../physical-memory.js';
-import { PAGE_SIZE } from '../stage.js';
+import type { Guest } from '../model/guest.js';
+import { PageExclusion } from '../model/page-exclusion.js';
+import { PageSet } from '../model/page-set.js';
+import { blockEnd } from '../model/physical-memory.js';
+import { PAGE_SIZE } from '../model/stage.js';
 import { Damage } from './damage.js';
 import { FreeLists } from './free-lists.js';
 import { type KernelMemory, kernelMemory } from './kernel-memory.js';

@@ -10,13 +10,19 @@
  * (`trampoline_pgd`, arch/x86/realmode/init.c; 64-bit kernels only: one of 32 bits is taken when it is alone).
  */
 
-import { VmcoreError } from '../errors.js';
+import { VmcoreError } from '../model/errors.js';
 import { encodeNote, type ElfNote, NOTE_HEADER_SIZE, NOTE_NAME_VMCOREINFO } from '../formats/notes.js';
 import { decodeUtsname, UTSNAME_SIZE } from '../formats/kdump.js';
 import { parseVmcoreinfo, type Vmcoreinfo, vmcoreinfoNote } from '../formats/vmcoreinfo.js';
-import type { Guest } from '../guest.js';
-import { blockEnd, dataRuns, type MemoryBlock, type MemoryRegion, type PhysicalMemory } from '../physical-memory.js';
-import { PAGE_SIZE } from '../stage.js';
+import type { Guest } from '../model/guest.js';
+import {
+  blockEnd,
+  dataRuns,
+  type MemoryBlock,
+  type MemoryRegion,
+  type PhysicalMemory,
+} from '../model/physical-memory.js';
+import { PAGE_SIZE } from '../model/stage.js';
 import { type KernelMemory, kernelMemory } from './kernel-memory.js';
 import { KernelSymbols } from './kernel-symbols.js';
 

@@ -2,7 +2,7 @@
  * Memory model FLATMEM: the struct pages of all memory are one array that `mem_map` points to (32-bit kernels).
  */
 
-import { VmcoreError } from '../errors.js';
+import { VmcoreError } from '../model/errors.js';
 import type { KernelMemory } from './kernel-memory.js';
 import type { KernelSymbols } from './kernel-symbols.js';
 import type { MemoryMap, MemorySection } from './memory-map.js';

@@ -8,7 +8,7 @@
  */
 
 import { setImmediate as breathe } from 'node:timers/promises';
-import { PageSet } from '../page-set.js';
+import { PageSet } from '../model/page-set.js';
 import type { KernelMemory } from './kernel-memory.js';
 import type { KernelSymbols } from './kernel-symbols.js';
 import type { MemoryMap } from './memory-map.js';

@@ -7,9 +7,9 @@
  * memory (`sme_mask`) is no bit of an address, and who reads an array wants to know how far a mapping goes.
  */
 
-import { VmcoreError } from '../errors.js';
-import type { PhysicalMemory } from '../physical-memory.js';
-import { PAGE_SIZE } from '../stage.js';
+import { VmcoreError } from '../model/errors.js';
+import type { PhysicalMemory } from '../model/physical-memory.js';
+import { PAGE_SIZE } from '../model/stage.js';
 import type { KernelSymbols } from './kernel-symbols.js';
 
 /** Where x86_64 maps the kernel's image (__START_KERNEL_map, arch/x86/include/asm/page_64_types.h) */

@@ -2,7 +2,7 @@
  * What VMCOREINFO says of a kernel, asked for by those who cannot do without: what is missing is named.
  */
 
-import { VmcoreError } from '../errors.js';
+import { VmcoreError } from '../model/errors.js';
 import type { Vmcoreinfo } from '../formats/vmcoreinfo.js';
 
 /** The keys of VMCOREINFO, with an error that names the first one that is missing. */

@@ -2,7 +2,7 @@
  * A Linux kernel's memory map: where the `struct page`s of its page frames are, by its memory model.
  */
 
-import type { MemoryBlock } from '../physical-memory.js';
+import type { MemoryBlock } from '../model/physical-memory.js';
 import { FlatMemory } from './flat-memory.js';
 import type { KernelMemory } from './kernel-memory.js';
 import type { KernelSymbols } from './kernel-symbols.js';

@@ -10,9 +10,9 @@
  * then hold what was in that memory before. makedumpfile takes them at their word.
  */
 
-import { VmcoreError } from '../errors.js';
-import { blockEnd, type MemoryBlock } from '../physical-memory.js';
-import { PAGE_SIZE } from '../stage.js';
+import { VmcoreError } from '../model/errors.js';
+import { blockEnd, type MemoryBlock } from '../model/physical-memory.js';
+import { PAGE_SIZE } from '../model/stage.js';
 import type { KernelMemory } from './kernel-memory.js';
 import type { KernelSymbols } from './kernel-symbols.js';
 import type { MemoryMap, MemorySection, OnDamage } from './memory-map.js';

@@ -15,8 +15,8 @@
  */
 
 import { DL_EXCLUDE_CACHE, DL_EXCLUDE_CACHE_PRI, DL_EXCLUDE_FREE, DL_EXCLUDE_USER_DATA } from '../formats/kdump.js';
-import type { ExcludeReason, PageExclusion } from '../page-exclusion.js';
-import type { PageSet } from '../page-set.js';
+import type { ExcludeReason, PageExclusion } from '../model/page-exclusion.js';
+import type { PageSet } from '../model/page-set.js';
 import type { BitMask, PageLayout } from './page-layout.js';
 
 /** Bit 0 of compound_head: a page of a compound page that is not the first (PageTail) */

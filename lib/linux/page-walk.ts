@@ -6,9 +6,9 @@
  */
 
 import { setImmediate as breathe } from 'node:timers/promises';
-import { PageSet } from '../page-set.js';
-import { blockEnd, type MemoryBlock } from '../physical-memory.js';
-import { PAGE_SIZE } from '../stage.js';
+import { PageSet } from '../model/page-set.js';
+import { blockEnd, type MemoryBlock } from '../model/physical-memory.js';
+import { PAGE_SIZE } from '../model/stage.js';
 import type { Footprint, KernelMemory } from './kernel-memory.js';
 import type { MemoryMap, MemorySection, OnDamage } from './memory-map.js';
 import type { PageLayout } from './page-layout.js';

@@ -4,7 +4,7 @@
  */
 
 import { NOTE_NAME_VMCOREINFO } from '../formats/notes.js';
-import type { ChunkOptions, Guest } from '../guest.js';
+import type { ChunkOptions, Guest } from '../model/guest.js';
 
 /** A guest, and whether its VMCOREINFO had to be looked for. */
 export interface CompletedGuest {

@@ -2,7 +2,7 @@
  * What every sink of extents has in common: it counts what it has taken, which is the progress of a dump.
  */
 
-import { type Extent, Sink, type StageOptions } from '../stage.js';
+import { type Extent, Sink, type StageOptions } from '../model/stage.js';
 
 /** What became of the guest memory that a sink took, in bytes. */
 export interface SinkTotals {

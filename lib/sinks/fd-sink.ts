@@ -9,13 +9,13 @@
 
 import { close, constants, fstatSync } from 'node:fs';
 import { promisify } from 'node:util';
-import { ioError, VmcoreError } from '../errors.js';
-import { openFlags } from '../open-flags.js';
-import type { Extent, StageOptions } from '../stage.js';
+import { ioError, VmcoreError } from '../model/errors.js';
+import { openFlags } from '../io/open-flags.js';
+import type { Extent, StageOptions } from '../model/stage.js';
 import { ExtentSink } from './extent-sink.js';
 import { OldBytes } from './old-bytes.js';
 import { PipeWriter } from './pipe-writer.js';
-import { writeFully } from './write-fully.js';
+import { writeFully } from '../io/write-fully.js';
 
 const closeFd = promisify(close);
 

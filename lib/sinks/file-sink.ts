@@ -5,12 +5,12 @@
  * not written, so the file is sparse. Extents may come in any order.
  */
 
-import { libc } from '../libc.js';
-import type { Extent, StageOptions } from '../stage.js';
-import { nonZeroRuns } from '../zeros.js';
+import { libc } from '../io/libc.js';
+import type { Extent, StageOptions } from '../model/stage.js';
+import { nonZeroRuns } from '../model/zeros.js';
 import { ExtentSink } from './extent-sink.js';
 import { WholeFile } from './whole-file.js';
-import { writeFully } from './write-fully.js';
+import { writeFully } from '../io/write-fully.js';
 
 /** Zeros between data that are fewer than this are written: one write less is worth some zeros. */
 const SMALLEST_HOLE = 32 * 1024;

@@ -6,8 +6,8 @@
 import { closeSync, constants, openSync, type Stats } from 'node:fs';
 import { access, lstat, readlink, realpath, stat } from 'node:fs/promises';
 import { dirname, isAbsolute } from 'node:path';
-import { errnoOf, VmcoreError } from '../errors.js';
-import { descriptorInfo } from '../open-flags.js';
+import { errnoOf, VmcoreError } from '../model/errors.js';
+import { descriptorInfo } from '../io/open-flags.js';
 
 /** How many symbolic links, one after the other, are followed to a file that is not there: as many as Linux follows. */
 const MOST_LINKS = 40;

@@ -10,8 +10,8 @@
 
 import { closeSync, constants, fstatSync, openSync } from 'node:fs';
 import { Socket } from 'node:net';
-import { ioError } from '../errors.js';
-import { libc } from '../libc.js';
+import { ioError } from '../model/errors.js';
+import { libc } from '../io/libc.js';
 
 /** Commands of fcntl(2). */
 const F_GETFL = 3;

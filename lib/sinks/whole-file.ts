@@ -6,7 +6,7 @@
 import { constants, unlinkSync } from 'node:fs';
 import { type FileHandle, link, lstat, open, rename, unlink } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';
-import { errnoOf, ioError, systemErrorText, VmcoreError } from '../errors.js';
+import { errnoOf, ioError, systemErrorText, VmcoreError } from '../model/errors.js';
 import { existsError, type FileTarget, findFileTarget } from './file-target.js';
 
 /** Guest memory is as secret as the guest: for its owner's eyes only. */

@@ -3,9 +3,9 @@
  */
 
 import type { ElfNote } from '../formats/notes.js';
-import type { Architecture, ChunkOptions, CpuState, Guest } from '../guest.js';
-import { type MemoryRegion, PhysicalMemory } from '../physical-memory.js';
-import type { Chunk, Source, StageOptions } from '../stage.js';
+import type { Architecture, ChunkOptions, CpuState, Guest } from '../model/guest.js';
+import { type MemoryRegion, PhysicalMemory } from '../model/physical-memory.js';
+import type { Chunk, Source, StageOptions } from '../model/stage.js';
 import { MemorySource } from './memory-source.js';
 
 /** What a MemoryGuest is made of. */

@@ -4,11 +4,11 @@
  * never read.
  */
 
-import type { ChunkOptions } from '../guest.js';
-import type { PageExclusion } from '../page-exclusion.js';
-import { blockEnd, type DataRun, dataRuns, type MemoryBlock, type MemoryRegion } from '../physical-memory.js';
-import { SlabPool } from '../slab-pool.js';
-import { type Chunk, type DeferredChunk, PAGE_SIZE, Source, type StageOptions } from '../stage.js';
+import type { ChunkOptions } from '../model/guest.js';
+import type { PageExclusion } from '../model/page-exclusion.js';
+import { blockEnd, type DataRun, dataRuns, type MemoryBlock, type MemoryRegion } from '../model/physical-memory.js';
+import { SlabPool } from '../model/slab-pool.js';
+import { type Chunk, type DeferredChunk, PAGE_SIZE, Source, type StageOptions } from '../model/stage.js';
 import { intersect } from '../transforms/range-filter.js';
 
 /** Holes smaller than this are read: a system call less is worth more than some zeros. */

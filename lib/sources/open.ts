@@ -6,16 +6,16 @@
  */
 
 import { closeSync, fstatSync, readSync, type Stats } from 'node:fs';
-import { ioError, VmcoreError } from '../errors.js';
+import { ioError, VmcoreError } from '../model/errors.js';
 import { ELFMAG } from '../formats/elf.js';
 import { FLATTENED_SIGNATURE } from '../formats/flattened.js';
 import { DISKDUMP_SIGNATURE, KDUMP_SIGNATURE } from '../formats/kdump.js';
 import { winDmpBits } from '../formats/win-dmp.js';
-import type { Guest } from '../guest.js';
-import { parseSize } from '../sizes.js';
-import { type ByteSource, type DescriptorSource, PeekedInput } from './byte-input.js';
-import { openToRead } from './open-to-read.js';
-import type { OpenQemuOptions } from './qemu-options.js';
+import type { Guest } from '../model/guest.js';
+import { parseSize } from '../model/sizes.js';
+import { type ByteSource, type DescriptorSource, PeekedInput } from '../io/byte-input.js';
+import { openToRead } from '../io/open-to-read.js';
+import type { OpenQemuOptions } from '../live/qemu/options.js';
 
 /** What a raw memory file does not say of itself. */
 interface RawMemoryOptions {
@@ -65,7 +65,10 @@ export async function openGuest(source: string, options: OpenGuestOptions = {}):
 
 /** Connects and opens the machine; the connection is closed with the guest, or when there is none. */
 async function openLive(address: string, options: OpenGuestOptions): Promise<Guest> {
-  const [{ connectQmp }, { openQemu }] = await Promise.all([import('../qmp/client.js'), import('./qemu-guest.js')]);
+  const [{ connectQmp }, { openQemu }] = await Promise.all([
+    import('../qmp/protocol/client.js'),
+    import('../live/qemu/qemu-guest.js'),
+  ]);
   const client = await connectQmp(address, options);
   try {
     return await openQemu(client, options);
@@ -75,14 +78,14 @@ async function openLive(address: string, options: OpenGuestOptions): Promise<Gue
   }
 }
 
-const raw = () => import('./raw-memory.js');
-const demo = () => import('./demo.js');
-const elfCore = () => import('./elf-core.js');
-const elfStream = () => import('./elf-stream.js');
-const kdumpCore = () => import('./kdump-core.js');
-const kdumpStream = () => import('./kdump-stream.js');
-const winDmpCore = () => import('./win-dmp-core.js');
-const description = () => import('./guest-description.js');
+const raw = () => import('./raw/raw-memory.js');
+const demo = () => import('./demo/demo.js');
+const elfCore = () => import('./elf/elf-core.js');
+const elfStream = () => import('./elf/elf-stream.js');
+const kdumpCore = () => import('./kdump/kdump-core.js');
+const kdumpStream = () => import('./kdump/kdump-stream.js');
+const winDmpCore = () => import('./windows/win-dmp-core.js');
+const description = () => import('./description/guest-description.js');
 
 /** What stdin is decides: a file can seek, all else is a stream. */
 async function openDescriptor(fd: number): Promise<Guest> {

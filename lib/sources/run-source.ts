@@ -3,15 +3,15 @@
  * and may cover what the guest has no memory for.
  */
 
-import type { ChunkOptions } from '../guest.js';
+import type { ChunkOptions } from '../model/guest.js';
 import {
   blockEnd,
   lastIndexAtOrBelow,
   type MemoryBlock,
   type MemoryRegion,
   type PhysicalMemory,
-} from '../physical-memory.js';
-import type { Chunk, Source, StageOptions } from '../stage.js';
+} from '../model/physical-memory.js';
+import type { Chunk, Source, StageOptions } from '../model/stage.js';
 import { MemorySource } from './memory-source.js';
 
 /**

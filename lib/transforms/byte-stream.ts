@@ -3,8 +3,8 @@
  * stdin of another tool.
  */
 
-import { VmcoreError } from '../errors.js';
-import { type Extent, Stage } from '../stage.js';
+import { VmcoreError } from '../model/errors.js';
+import { type Extent, Stage } from '../model/stage.js';
 
 /** Zeros are passed on in pieces of this size. */
 const ZEROS = new Uint8Array(256 * 1024);

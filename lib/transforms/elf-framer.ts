@@ -3,10 +3,10 @@
  * is one subtraction a chunk, cuts where segments end, and the check that all of the memory came.
  */
 
-import { VmcoreError } from '../errors.js';
-import { blockEnd, describeBlock, lastIndexAtOrBelow } from '../physical-memory.js';
-import { type Chunk, chunkBytes, type Extent, releaseChunk, Stage, type StageOptions } from '../stage.js';
-import { type ElfLayout, encodeElfHead } from './elf-layout.js';
+import { VmcoreError } from '../model/errors.js';
+import { blockEnd, describeBlock, lastIndexAtOrBelow } from '../model/physical-memory.js';
+import { type Chunk, chunkBytes, type Extent, releaseChunk, Stage, type StageOptions } from '../model/stage.js';
+import { type ElfLayout, encodeElfHead } from '../layouts/elf-layout.js';
 
 /** Places chunks by an ELF layout. */
 export class ElfFramer extends Stage<Chunk, Extent> {

@@ -4,7 +4,7 @@
  */
 
 import { encodeFlattenedEnd, encodeFlattenedHeader, encodeFlattenedRecord } from '../formats/flattened.js';
-import { type Extent, Stage } from '../stage.js';
+import { type Extent, Stage } from '../model/stage.js';
 
 /** Extents in; extents out whose offsets ascend without a gap. Zeros that need not be stored make no record. */
 export class Flattener extends Stage<Extent, Extent> {

@@ -9,12 +9,12 @@
  * all that becomes of them.
  */
 
-import { VmcoreError } from '../errors.js';
+import { VmcoreError } from '../model/errors.js';
 import { PAGE_CODEC_FLAGS } from '../formats/kdump.js';
-import type { PfnRun } from '../page-exclusion.js';
-import { type Extent, PAGE_SIZE, PAGE_ZERO, type PageBatch, Stage, type StageOptions } from '../stage.js';
-import { bitmapExtents } from './kdump-bitmap.js';
-import { encodeKdumpHead, type KdumpLayout, runEnd } from './kdump-layout.js';
+import type { PfnRun } from '../model/page-exclusion.js';
+import { type Extent, PAGE_SIZE, PAGE_ZERO, type PageBatch, Stage, type StageOptions } from '../model/stage.js';
+import { bitmapExtents } from '../layouts/kdump-bitmap.js';
+import { encodeKdumpHead, type KdumpLayout, runEnd } from '../layouts/kdump-layout.js';
 import { PageDescriptors } from './page-descriptors.js';
 
 /** Extents of the bitmaps with each batch: more than a batch's share of them, so that they are out before the end. */

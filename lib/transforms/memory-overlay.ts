@@ -3,8 +3,8 @@
  * written: pages that differ are copies, in a map by page frame number.
  */
 
-import { PhysicalMemory } from '../physical-memory.js';
-import { type Chunk, PAGE_SIZE, releaseChunk, sliceChunk, Stage, type StageOptions } from '../stage.js';
+import { PhysicalMemory } from '../model/physical-memory.js';
+import { type Chunk, PAGE_SIZE, releaseChunk, sliceChunk, Stage, type StageOptions } from '../model/stage.js';
 
 /** Whole pages that differ from the guest's, by page frame number. */
 export type OverlayPages = ReadonlyMap<number, Uint8Array>;

@@ -3,7 +3,7 @@
  * of a page is zeros; two chunks that share a page become one page.
  */
 
-import { type Chunk, chunkBytes, PAGE_SIZE, releaseChunk, sliceChunk, Stage } from '../stage.js';
+import { type Chunk, chunkBytes, PAGE_SIZE, releaseChunk, sliceChunk, Stage } from '../model/stage.js';
 
 /** A page that is being put together from the ends of chunks. */
 interface Partial {

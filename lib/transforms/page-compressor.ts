@@ -6,7 +6,7 @@
  */
 
 import type { PageEncoder } from '../codecs/page-encoder.js';
-import { type Chunk, PAGE_SIZE, type PageBatch, releaseItem, Stage, type StageOptions } from '../stage.js';
+import { type Chunk, PAGE_SIZE, type PageBatch, releaseItem, Stage, type StageOptions } from '../model/stage.js';
 
 /** Pages of memory by what became of them. */
 export interface PageCounts {

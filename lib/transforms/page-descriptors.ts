@@ -6,7 +6,7 @@
  */
 
 import { encodePageDescriptor, PAGE_DESCRIPTOR_SIZE } from '../formats/kdump.js';
-import { PAGE_COMPRESSED, PAGE_SIZE, PAGE_ZERO } from '../stage.js';
+import { PAGE_COMPRESSED, PAGE_SIZE, PAGE_ZERO } from '../model/stage.js';
 
 /** Descriptors in a piece, 64 KiB of them. */
 const PIECE = Math.floor((64 * 1024) / PAGE_DESCRIPTOR_SIZE);

@@ -6,8 +6,16 @@
  * that cannot skip. Comes before pages are aligned or compressed.
  */
 
-import type { PageExclusion } from '../page-exclusion.js';
-import { type Chunk, chunkBytes, type HoleChunk, PAGE_SIZE, releaseChunk, Stage, type StageOptions } from '../stage.js';
+import type { PageExclusion } from '../model/page-exclusion.js';
+import {
+  type Chunk,
+  chunkBytes,
+  type HoleChunk,
+  PAGE_SIZE,
+  releaseChunk,
+  Stage,
+  type StageOptions,
+} from '../model/stage.js';
 
 /** Blanks the pages that are left out. */
 export class PageFilter extends Stage<Chunk, Chunk> {

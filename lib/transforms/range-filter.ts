@@ -3,9 +3,9 @@
  * QMP's `dump-guest-memory`: bytes, at any alignment, across holes, past the end of memory.
  */
 
-import { VmcoreError } from '../errors.js';
-import { blockEnd, describeBlock, type MemoryBlock } from '../physical-memory.js';
-import { type Chunk, releaseChunk, sliceChunk, Stage, type StageOptions } from '../stage.js';
+import { VmcoreError } from '../model/errors.js';
+import { blockEnd, describeBlock, type MemoryBlock } from '../model/physical-memory.js';
+import { type Chunk, releaseChunk, sliceChunk, Stage, type StageOptions } from '../model/stage.js';
 
 /** The part of a block that lies in a range, or null. Without a range, all of it. */
 export function intersect(block: MemoryBlock, range: MemoryBlock | undefined): MemoryBlock | null {

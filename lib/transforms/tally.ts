@@ -1,6 +1,6 @@
 /** Tally: lets chunks pass, and counts what was read and what was known to be zeros without reading. */
 
-import { type Chunk, Stage } from '../stage.js';
+import { type Chunk, Stage } from '../model/stage.js';
 
 /** Counts chunks on their way. */
 export class Tally extends Stage<Chunk, Chunk> {

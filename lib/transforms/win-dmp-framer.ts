@@ -3,10 +3,10 @@
  * layout, for two of them may have the same memory: where a chunk belongs is told by when it comes.
  */
 
-import { VmcoreError } from '../errors.js';
-import { blockEnd, describeBlock } from '../physical-memory.js';
-import { type Chunk, chunkBytes, type Extent, releaseChunk, Stage, type StageOptions } from '../stage.js';
-import type { WinDmpLayout } from './win-dmp-layout.js';
+import { VmcoreError } from '../model/errors.js';
+import { blockEnd, describeBlock } from '../model/physical-memory.js';
+import { type Chunk, chunkBytes, type Extent, releaseChunk, Stage, type StageOptions } from '../model/stage.js';
+import type { WinDmpLayout } from '../layouts/win-dmp-layout.js';
 
 /** Places the runs of a win-dmp layout; see runChunks for a source of them. */
 export class WinDmpFramer extends Stage<Chunk, Extent> {

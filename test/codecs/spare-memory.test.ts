@@ -2,14 +2,14 @@
 
 import { setImmediate as turn } from 'node:timers/promises';
 import t from 'tap';
-import { KernelEncoder } from '../../lib/codecs/kernel-encoder.js';
-import { PAGE_SIZE } from '../../lib/stage.js';
+import { WasmEncoder } from '../../lib/codecs/wasm-encoder.js';
+import { PAGE_SIZE } from '../../lib/model/stage.js';
 
 const PAGES = 4;
 
 /** Encodes some pages and closes the encoder; what it made has not been released. */
 async function encoded(fill: number) {
-  const encoder = await KernelEncoder.open('lzo', { threads: 1 });
+  const encoder = await WasmEncoder.open('lzo', { threads: 1 });
   const data = new Uint8Array(new SharedArrayBuffer(PAGES * PAGE_SIZE)).fill(fill);
   const batch = await encoder.encode({ kind: 'bytes', paddr: 0, length: data.length, data });
   await encoder.close();
@@ -41,7 +41,7 @@ t.test('a memory that nobody has anything of', async (t) => {
 
 t.test('one of another size', async (t) => {
   const first = await released(await encoded(1));
-  const encoder = await KernelEncoder.open('lzo', { threads: 2 });
+  const encoder = await WasmEncoder.open('lzo', { threads: 2 });
   const slab = await encoder.pool.take();
   t.not(slab.bytes.buffer, first.data!.buffer);
   encoder.pool.give(slab);

@@ -1,7 +1,7 @@
 import { spawnSync } from 'node:child_process';
 import fc from 'fast-check';
 import t from 'tap';
-import { VmcoreError } from '../../lib/errors.js';
+import { VmcoreError } from '../../lib/model/errors.js';
 import {
   decodePrstatus,
   decodeQemuCpuState,
@@ -25,7 +25,7 @@ import {
   type Segment,
   SYSTEM_SEGMENTS,
   type SystemState,
-} from '../../lib/guest.js';
+} from '../../lib/model/guest.js';
 import {
   concat,
   makeCore,

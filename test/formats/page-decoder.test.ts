@@ -4,7 +4,7 @@ import fc from 'fast-check';
 import { LZO } from 'lzo-ts';
 import t from 'tap';
 import { PAGE_CODEC_FLAGS } from '../../lib/formats/kdump.js';
-import { pageDecoder } from '../../lib/formats/page-decoder.js';
+import { pageDecoder } from '../../lib/codecs/page-decoder.js';
 import { COMPRESS } from '../kdump-fixture.js';
 import { needsTools } from '../tools.js';
 

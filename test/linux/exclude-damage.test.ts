@@ -2,18 +2,18 @@
 
 import fc from 'fast-check';
 import t from 'tap';
-import { VmcoreError } from '../../lib/errors.js';
+import { VmcoreError } from '../../lib/model/errors.js';
 import { parseVmcoreinfo, vmcoreinfoNote } from '../../lib/formats/vmcoreinfo.js';
 import { excludePages, type ExclusionReport } from '../../lib/linux/exclude-pages.js';
 import { type KernelMemory, kernelMemory } from '../../lib/linux/kernel-memory.js';
 import { KernelSymbols } from '../../lib/linux/kernel-symbols.js';
 import { memoryMap } from '../../lib/linux/memory-map.js';
 import { pageLayout } from '../../lib/linux/page-layout.js';
-import type { Backing } from '../../lib/physical-memory.js';
-import { FileBacking } from '../../lib/sources/file-backing.js';
+import type { Backing } from '../../lib/model/physical-memory.js';
+import { FileBacking } from '../../lib/io/file-backing.js';
 import { MemoryGuest } from '../../lib/sources/memory-guest.js';
-import { readSmallFile } from '../../lib/sources/small-file.js';
-import { PAGE_SIZE } from '../../lib/stage.js';
+import { readSmallFile } from '../../lib/io/small-file.js';
+import { PAGE_SIZE } from '../../lib/model/stage.js';
 import { type BusyName, busyGuest, needsBusyGuests } from '../guests/busy.js';
 
 const LEVEL = 31;

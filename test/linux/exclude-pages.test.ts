@@ -1,9 +1,9 @@
 import fc from 'fast-check';
 import t, { type Test } from 'tap';
-import { VmcoreError } from '../../lib/errors.js';
+import { VmcoreError } from '../../lib/model/errors.js';
 import { encodeNote, NOTE_NAME_VMCOREINFO } from '../../lib/formats/notes.js';
 import { excludePages, type ExclusionReport } from '../../lib/linux/exclude-pages.js';
-import { EXCLUDE_REASONS, type ExcludeReason } from '../../lib/page-exclusion.js';
+import { EXCLUDE_REASONS, type ExcludeReason } from '../../lib/model/page-exclusion.js';
 import { FIRST_PFN, FLAG, MEM_MAP, PAGE, type SyntheticOptions, SyntheticKernel, TYPE } from './synthetic-kernel.js';
 
 const LEVELS = [2, 4, 8, 16, 17, 30, 31];

@@ -1,11 +1,11 @@
 import t from 'tap';
 import { encodeNote, type ElfNote, NOTE_NAME_VMCOREINFO } from '../../lib/formats/notes.js';
-import type { Guest, LiveReport } from '../../lib/guest.js';
+import type { Guest, LiveReport } from '../../lib/model/guest.js';
 import { findVmcoreinfoInMemory } from '../../lib/linux/find-vmcoreinfo.js';
 import { withVmcoreinfo } from '../../lib/linux/with-vmcoreinfo.js';
-import type { Backing } from '../../lib/physical-memory.js';
+import type { Backing } from '../../lib/model/physical-memory.js';
 import { MemoryGuest } from '../../lib/sources/memory-guest.js';
-import { PAGE_SIZE } from '../../lib/stage.js';
+import { PAGE_SIZE } from '../../lib/model/stage.js';
 import { BufferBacking } from '../guest-fixture.js';
 import { IMAGE, SyntheticKernel } from './synthetic-kernel.js';
 

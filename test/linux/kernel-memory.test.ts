@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import t from 'tap';
-import { PAGE_SIZE } from '../../lib/stage.js';
+import { PAGE_SIZE } from '../../lib/model/stage.js';
 import { pageBits, PAGE_TABLE_MEMORY, PageTables, PRESENT } from './page-tables.js';
 
 const GIB = 2 ** 30;

@@ -2,10 +2,10 @@
 
 import { execFileSync } from 'node:child_process';
 import { rmSync } from 'node:fs';
-import { PageSet } from '../../lib/page-set.js';
-import { FileBacking } from '../../lib/sources/file-backing.js';
-import { DEFAULT_KDUMP_LIMITS, readKdumpHeaders } from '../../lib/sources/kdump-headers.js';
-import { bitRuns } from '../../lib/sources/page-bitmap.js';
+import { PageSet } from '../../lib/model/page-set.js';
+import { FileBacking } from '../../lib/io/file-backing.js';
+import { DEFAULT_KDUMP_LIMITS, readKdumpHeaders } from '../../lib/sources/kdump/kdump-headers.js';
+import { bitRuns } from '../../lib/sources/kdump/page-bitmap.js';
 
 export interface MakedumpfilePages {
   /** One past the highest page frame that makedumpfile looked at: where the kernel's struct pages end. */

@@ -3,7 +3,7 @@
 import type { ElfNote } from '../../lib/formats/notes.js';
 import { KernelMemory, type KernelTables } from '../../lib/linux/kernel-memory.js';
 import { MemoryGuest } from '../../lib/sources/memory-guest.js';
-import { PAGE_SIZE } from '../../lib/stage.js';
+import { PAGE_SIZE } from '../../lib/model/stage.js';
 import { BufferBacking } from '../guest-fixture.js';
 
 const MIB = 2 ** 20;

@@ -10,7 +10,7 @@ import { encodeUtsname } from '../../lib/formats/kdump.js';
 import { encodeNote, type ElfNote, NOTE_NAME_VMCOREINFO } from '../../lib/formats/notes.js';
 import { START_KERNEL_MAP } from '../../lib/linux/kernel-memory.js';
 import { MemoryGuest } from '../../lib/sources/memory-guest.js';
-import { PAGE_SIZE } from '../../lib/stage.js';
+import { PAGE_SIZE } from '../../lib/model/stage.js';
 import { BufferBacking } from '../guest-fixture.js';
 
 const MIB = 2 ** 20;

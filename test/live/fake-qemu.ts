@@ -6,16 +6,16 @@
 import { closeSync, openSync } from 'node:fs';
 import { setImmediate as turn } from 'node:timers/promises';
 import { dump } from '../../lib/dump.js';
-import { VmcoreError } from '../../lib/errors.js';
-import type { Guest } from '../../lib/guest.js';
+import { VmcoreError } from '../../lib/model/errors.js';
+import type { Guest } from '../../lib/model/guest.js';
 import {
   type QmpArguments,
   QmpCommandError,
   type QmpClient,
   type QmpEvent,
   type QmpValue,
-} from '../../lib/qmp/client.js';
-import { demoGuest } from '../../lib/sources/demo.js';
+} from '../../lib/qmp/protocol/client.js';
+import { demoGuest } from '../../lib/sources/demo/demo.js';
 
 /** What a command does instead; undefined leaves it to the fake. */
 type Answer = (args: QmpArguments) => QmpValue | undefined | Promise<QmpValue | undefined>;

@@ -1,7 +1,7 @@
 /** `info mtree -f`, as QEMU 7.2 and 10 print it. */
 
 import t from 'tap';
-import { parseFlatView, placeOf } from '../../lib/sources/qemu-flat-view.js';
+import { parseFlatView, placeOf } from '../../lib/live/qemu/flat-view.js';
 
 const TEXT = `FlatView #0
  AS "I/O", root: io

@@ -8,7 +8,7 @@ import { mkdtempSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import type { Test } from 'tap';
 import { dump } from '../../lib/dump.js';
-import type { LiveReport } from '../../lib/guest.js';
+import type { LiveReport } from '../../lib/model/guest.js';
 import type { DumpRequest } from '../../lib/request.js';
 import { openGuest, type OpenGuestOptions } from '../../lib/sources/open.js';
 import { bootLinux, linuxKernel, missingForLinux } from '../guests/linux.js';

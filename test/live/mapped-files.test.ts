@@ -5,7 +5,7 @@ import { closeSync, mkdirSync, mkdtempSync, openSync, renameSync, rmSync, writeS
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
-import type { LiveReport } from '../../lib/guest.js';
+import type { LiveReport } from '../../lib/model/guest.js';
 import { openGuest } from '../../lib/sources/open.js';
 import { compareElf } from '../oracle/compare-elf.js';
 import { needsMount, needsTools } from '../tools.js';

@@ -3,13 +3,13 @@
 import { readdirSync } from 'node:fs';
 import fc from 'fast-check';
 import t from 'tap';
-import type { Guest } from '../../lib/guest.js';
-import type { Backing } from '../../lib/physical-memory.js';
-import { PhysicalMemory } from '../../lib/physical-memory.js';
-import { MemoryCopy } from '../../lib/sources/memory-copy.js';
+import type { Guest } from '../../lib/model/guest.js';
+import type { Backing } from '../../lib/model/physical-memory.js';
+import { PhysicalMemory } from '../../lib/model/physical-memory.js';
+import { MemoryCopy } from '../../lib/live/qemu/memory-copy.js';
 import { MemoryGuest } from '../../lib/sources/memory-guest.js';
-import { SpoolFile } from '../../lib/sources/spool-file.js';
-import { PAGE_SIZE } from '../../lib/stage.js';
+import { SpoolFile } from '../../lib/io/spool-file.js';
+import { PAGE_SIZE } from '../../lib/model/stage.js';
 
 /** A guest with pages as they are told: 0 is a page of zeros. */
 function guestOf(blocks: readonly { base: number; pages: readonly number[] }[]): Guest {

@@ -2,7 +2,7 @@
 
 import { join } from 'node:path';
 import t from 'tap';
-import type { OpenQemuOptions } from '../../lib/sources/qemu-options.js';
+import type { OpenQemuOptions } from '../../lib/live/qemu/options.js';
 import { checkFailure, runCli, until } from '../cli/run-cli.js';
 import { dumpLive, launchLive, type LiveGuest, liveQemus } from './live-qemu.js';
 import { Relay } from './relay.js';

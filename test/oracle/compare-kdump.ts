@@ -8,8 +8,8 @@ import {
   type KdumpHeader,
   type KdumpSubHeader,
 } from '../../lib/formats/kdump.js';
-import type { Guest } from '../../lib/guest.js';
-import { planKdump } from '../../lib/transforms/kdump-layout.js';
+import type { Guest } from '../../lib/model/guest.js';
+import { planKdump } from '../../lib/layouts/kdump-layout.js';
 import { plainly } from '../plain-chunk.js';
 
 /** Where two guests' memory differs first; null when it does not. What both say is a hole is not looked at. */

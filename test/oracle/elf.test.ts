@@ -4,7 +4,7 @@ import { rmSync } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { dump } from '../../lib/dump.js';
-import type { Guest } from '../../lib/guest.js';
+import type { Guest } from '../../lib/model/guest.js';
 import { openGuest } from '../../lib/sources/open.js';
 import { GUEST_NAMES, missingTools, ORACLE_GUESTS, type OracleGuest, oracleGuest } from '../guests/oracle.js';
 import { skipUnless } from '../tools.js';

@@ -1,6 +1,6 @@
 /** Linux's own words in a guest's memory, for asking a reader whether it finds them where they are. */
 
-import type { PhysicalMemory } from '../../lib/physical-memory.js';
+import type { PhysicalMemory } from '../../lib/model/physical-memory.js';
 
 const BANNER = /(Linux version 6\.\S+ \([ -~]+\) \([ -~]*gcc[ -~]+\) #1 SMP[ -~]+)\n/;
 

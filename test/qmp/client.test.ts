@@ -6,7 +6,7 @@ import { closeSync, existsSync, openSync, readFileSync, rmSync, writeFileSync } 
 import { type AddressInfo, createServer, type Server, type Socket } from 'node:net';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
-import { connectQmp, humanMonitor, QmpCommandError } from '../../lib/qmp/client.js';
+import { connectQmp, humanMonitor, QmpCommandError } from '../../lib/qmp/protocol/client.js';
 import { makeShortFolder, shortFolder } from '../short-folder.js';
 import { eventually, noKoffi, TestServer } from './qmp-fixture.js';
 

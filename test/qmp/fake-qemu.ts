@@ -4,9 +4,9 @@ import { once } from 'node:events';
 import { rmSync } from 'node:fs';
 import { createServer, type Server, type Socket } from 'node:net';
 import { join } from 'node:path';
-import { type Connection, socketConnection } from '../../lib/qmp/connection.js';
+import { type Connection, socketConnection } from '../../lib/qmp/protocol/connection.js';
 import { makeShortFolder } from '../short-folder.js';
-import { type Json, type JsonObject, JsonStream } from '../../lib/qmp/json-parser.js';
+import { type Json, type JsonObject, JsonStream } from '../../lib/qmp/protocol/json-parser.js';
 
 /** What QEMU 7.2 of Debian says first. */
 export const GREETING =

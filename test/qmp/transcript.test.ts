@@ -7,7 +7,7 @@ import { mkdirSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
 import { demoGuest } from '../../lib/index.js';
-import { parseSize } from '../../lib/sizes.js';
+import { parseSize } from '../../lib/model/sizes.js';
 import { Qemu } from '../guests/qemu.js';
 import { makeShortFolder } from '../short-folder.js';
 import { needsTools } from '../tools.js';

@@ -16,7 +16,7 @@ import { join } from 'node:path';
 import { pipelinePromise, Readable } from 'streamx';
 import t from 'tap';
 import { FileSink, type FileSinkOptions } from '../../lib/sinks/file-sink.js';
-import type { Extent } from '../../lib/stage.js';
+import type { Extent } from '../../lib/model/stage.js';
 import { needsTools } from '../tools.js';
 
 const MIB = 1 << 20;

@@ -4,7 +4,7 @@ import { mkdirSync, writeFileSync } from 'node:fs';
 import { freemem } from 'node:os';
 import { dirname, join } from 'node:path';
 import t, { type Test } from 'tap';
-import { availableMemory } from '../../lib/sources/available-memory.js';
+import { availableMemory } from '../../lib/io/available-memory.js';
 
 /** Little enough for any machine to have it free. */
 const LIMIT = 4_000_000;

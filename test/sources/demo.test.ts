@@ -2,9 +2,9 @@ import { createHash } from 'node:crypto';
 import fc from 'fast-check';
 import t from 'tap';
 import { findVmcoreinfo, vmcoreinfoFacts } from '../../lib/formats/vmcoreinfo.js';
-import { type Guest, pagingEnabled } from '../../lib/guest.js';
-import { blockEnd } from '../../lib/physical-memory.js';
-import { demoGuest } from '../../lib/sources/demo.js';
+import { type Guest, pagingEnabled } from '../../lib/model/guest.js';
+import { blockEnd } from '../../lib/model/physical-memory.js';
+import { demoGuest } from '../../lib/sources/demo/demo.js';
 import { plainly } from '../plain-chunk.js';
 
 const MIB = 2 ** 20;

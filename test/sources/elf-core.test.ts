@@ -2,10 +2,10 @@ import { spawnSync } from 'node:child_process';
 import { closeSync, existsSync, openSync, readdirSync, truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
-import { VmcoreError } from '../../lib/errors.js';
+import { VmcoreError } from '../../lib/model/errors.js';
 import { encodeElfHeader, encodePhnumSection, encodeProgramHeaders, PN_XNUM } from '../../lib/formats/elf.js';
-import type { Guest } from '../../lib/guest.js';
-import { openElfCore } from '../../lib/sources/elf-core.js';
+import type { Guest } from '../../lib/model/guest.js';
+import { openElfCore } from '../../lib/sources/elf/elf-core.js';
 import {
   type CoreSpec,
   collect,

@@ -6,8 +6,8 @@
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import type { Guest } from '../../lib/guest.js';
-import type { Chunk } from '../../lib/stage.js';
+import type { Guest } from '../../lib/model/guest.js';
+import type { Chunk } from '../../lib/model/stage.js';
 import { plainly } from '../plain-chunk.js';
 
 /** A program header; fields default to 0, `type` to PT_LOAD, `memsz` to `filesz`. */

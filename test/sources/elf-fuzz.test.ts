@@ -5,11 +5,11 @@
 
 import fc from 'fast-check';
 import t from 'tap';
-import { VmcoreError } from '../../lib/errors.js';
-import type { Guest } from '../../lib/guest.js';
-import { openElfCore } from '../../lib/sources/elf-core.js';
-import { DEFAULT_ELF_LIMITS } from '../../lib/sources/elf-headers.js';
-import { openElfStream } from '../../lib/sources/elf-stream.js';
+import { VmcoreError } from '../../lib/model/errors.js';
+import type { Guest } from '../../lib/model/guest.js';
+import { openElfCore } from '../../lib/sources/elf/elf-core.js';
+import { DEFAULT_ELF_LIMITS } from '../../lib/sources/elf/elf-headers.js';
+import { openElfStream } from '../../lib/sources/elf/elf-stream.js';
 import { inChunks, Scratch, smallCore } from './elf-fixtures.js';
 import { plainly } from '../plain-chunk.js';
 

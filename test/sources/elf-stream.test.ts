@@ -4,12 +4,12 @@ import { join } from 'node:path';
 import { Readable } from 'node:stream';
 import fc from 'fast-check';
 import t from 'tap';
-import { VmcoreError } from '../../lib/errors.js';
-import type { Guest } from '../../lib/guest.js';
-import { SlabPool } from '../../lib/slab-pool.js';
-import { openElfCore } from '../../lib/sources/elf-core.js';
-import { releaseChunk } from '../../lib/stage.js';
-import { openElfStream } from '../../lib/sources/elf-stream.js';
+import { VmcoreError } from '../../lib/model/errors.js';
+import type { Guest } from '../../lib/model/guest.js';
+import { SlabPool } from '../../lib/model/slab-pool.js';
+import { openElfCore } from '../../lib/sources/elf/elf-core.js';
+import { releaseChunk } from '../../lib/model/stage.js';
+import { openElfStream } from '../../lib/sources/elf/elf-stream.js';
 import {
   collect,
   inChunks,

@@ -1,8 +1,8 @@
 import { closeSync, fstatSync, ftruncateSync, openSync, readSync, statSync, truncateSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
-import { libc } from '../../lib/libc.js';
-import { FileBacking } from '../../lib/sources/file-backing.js';
+import { libc } from '../../lib/io/libc.js';
+import { FileBacking } from '../../lib/io/file-backing.js';
 
 const MIB = 1 << 20;
 

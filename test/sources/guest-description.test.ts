@@ -3,11 +3,11 @@ import { join } from 'node:path';
 import fc from 'fast-check';
 import t, { type Test } from 'tap';
 import { dump } from '../../lib/dump.js';
-import { VmcoreError } from '../../lib/errors.js';
+import { VmcoreError } from '../../lib/model/errors.js';
 import { encodeNote } from '../../lib/formats/notes.js';
 import { findVmcoreinfo } from '../../lib/formats/vmcoreinfo.js';
-import type { MemoryRegion } from '../../lib/physical-memory.js';
-import { demoGuest } from '../../lib/sources/demo.js';
+import type { MemoryRegion } from '../../lib/model/physical-memory.js';
+import { demoGuest } from '../../lib/sources/demo/demo.js';
 import {
   describeCpu,
   type GuestDescription,
@@ -16,7 +16,7 @@ import {
   openGuestDescription,
   parseGuestDescription,
   writeGuestDescription,
-} from '../../lib/sources/guest-description.js';
+} from '../../lib/sources/description/guest-description.js';
 import { openGuest } from '../../lib/sources/open.js';
 import { REPOSITORY } from '../guests/places.js';
 

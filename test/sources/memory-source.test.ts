@@ -2,11 +2,11 @@ import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import t from 'tap';
-import type { MemoryRegion } from '../../lib/physical-memory.js';
-import { SlabPool } from '../../lib/slab-pool.js';
-import { FileBacking } from '../../lib/sources/file-backing.js';
+import type { MemoryRegion } from '../../lib/model/physical-memory.js';
+import { SlabPool } from '../../lib/model/slab-pool.js';
+import { FileBacking } from '../../lib/io/file-backing.js';
 import { MemorySource } from '../../lib/sources/memory-source.js';
-import { type Chunk, chunkBytes, type DeferredChunk, releaseChunk } from '../../lib/stage.js';
+import { type Chunk, chunkBytes, type DeferredChunk, releaseChunk } from '../../lib/model/stage.js';
 import { exclusionOf } from '../exclusion-fixture.js';
 import { addressPattern, BufferBacking } from '../guest-fixture.js';
 

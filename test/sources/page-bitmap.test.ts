@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import t from 'tap';
-import { bitRuns, PageBitmap } from '../../lib/sources/page-bitmap.js';
-import type { RandomFile } from '../../lib/sources/random-file.js';
+import { bitRuns, PageBitmap } from '../../lib/sources/kdump/page-bitmap.js';
+import type { RandomFile } from '../../lib/io/random-file.js';
 
 /** A file of zeros but for the bytes of a bitmap at `offset`; knows its holes by pages when asked to. */
 function fileOf(

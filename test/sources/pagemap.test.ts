@@ -4,8 +4,8 @@ import { writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import t from 'tap';
-import { Pagemap } from '../../lib/sources/pagemap.js';
-import { PAGE_SIZE } from '../../lib/stage.js';
+import { Pagemap } from '../../lib/live/qemu/pagemap.js';
+import { PAGE_SIZE } from '../../lib/model/stage.js';
 
 /** Untouched pages between touched ones that end a run. */
 const GAP = 16;

@@ -2,7 +2,7 @@ import { truncateSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { findVmcoreinfo } from '../../lib/formats/vmcoreinfo.js';
-import { openRawMemory, pcMemorySplit, type RawMemoryOptions } from '../../lib/sources/raw-memory.js';
+import { openRawMemory, pcMemorySplit, type RawMemoryOptions } from '../../lib/sources/raw/raw-memory.js';
 
 const MIB = 2 ** 20;
 const GIB = 2 ** 30;

@@ -2,7 +2,7 @@ import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import fc from 'fast-check';
 import t from 'tap';
-import { VmcoreError } from '../../lib/errors.js';
+import { VmcoreError } from '../../lib/model/errors.js';
 import { decodeQemuCpuState } from '../../lib/formats/notes.js';
 import {
   type CpuState,
@@ -11,8 +11,8 @@ import {
   type Segment,
   SYSTEM_SEGMENTS,
   type SystemState,
-} from '../../lib/guest.js';
-import { parseRegisters } from '../../lib/sources/registers.js';
+} from '../../lib/model/guest.js';
+import { parseRegisters } from '../../lib/sources/raw/registers.js';
 import { readElf } from '../guests/elf-oracle.js';
 import { cacheFolder } from '../guests/places.js';
 

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import t from 'tap';
 import { encodeNote } from '../../lib/formats/notes.js';
 import { findVmcoreinfo } from '../../lib/formats/vmcoreinfo.js';
-import { readVmcoreinfo } from '../../lib/sources/vmcoreinfo-file.js';
+import { readVmcoreinfo } from '../../lib/sources/raw/vmcoreinfo-file.js';
 import { windowsGuestFixture } from '../windows-fixture.js';
 
 const TEXT =

@@ -11,8 +11,8 @@ import {
   PT_NOTE,
 } from '../../lib/formats/elf.js';
 import { encodeNote } from '../../lib/formats/notes.js';
-import { type CpuState, GENERAL_REGISTERS, NULL_SEGMENT, SEGMENT_REGISTERS } from '../../lib/guest.js';
-import { encodeElfHead, planElf } from '../../lib/transforms/elf-layout.js';
+import { type CpuState, GENERAL_REGISTERS, NULL_SEGMENT, SEGMENT_REGISTERS } from '../../lib/model/guest.js';
+import { encodeElfHead, planElf } from '../../lib/layouts/elf-layout.js';
 import { patternGuest } from '../guest-fixture.js';
 
 const MIB = 1 << 20;

@@ -1,9 +1,9 @@
 import t from 'tap';
 import { decodeWinDmpHeader, type WinDmpBits } from '../../lib/formats/win-dmp.js';
-import type { Guest } from '../../lib/guest.js';
+import type { Guest } from '../../lib/model/guest.js';
 import { MemoryGuest } from '../../lib/sources/memory-guest.js';
-import { findKdbg, windowsHeader } from '../../lib/transforms/find-kdbg.js';
-import { planWinDmp } from '../../lib/transforms/win-dmp-layout.js';
+import { findKdbg, windowsHeader } from '../../lib/windows/find-kdbg.js';
+import { planWinDmp } from '../../lib/layouts/win-dmp-layout.js';
 import { patternGuest } from '../guest-fixture.js';
 import { ALL_RUNS, KERN, PAGES, PLACES, type WindowsFixtureOptions, windowsGuestFixture } from '../windows-fixture.js';
 

@@ -2,7 +2,7 @@ import fc from 'fast-check';
 import { pipelinePromise, Readable } from 'streamx';
 import t from 'tap';
 import { decodeFlattenedRecord, FLATTENED_HEADER_SIZE, isFlattened } from '../../lib/formats/flattened.js';
-import type { Extent } from '../../lib/stage.js';
+import type { Extent } from '../../lib/model/stage.js';
 import { Flattener } from '../../lib/transforms/flattener.js';
 import { Collector } from '../kdump-fixture.js';
 

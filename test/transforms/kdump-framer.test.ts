@@ -3,9 +3,9 @@ import { pipelinePromise, Readable } from 'streamx';
 import t from 'tap';
 import { decodePageDescriptor } from '../../lib/formats/kdump.js';
 import { MemoryGuest } from '../../lib/sources/memory-guest.js';
-import { PAGE_SIZE, type PageBatch } from '../../lib/stage.js';
+import { PAGE_SIZE, type PageBatch } from '../../lib/model/stage.js';
 import { KdumpFramer } from '../../lib/transforms/kdump-framer.js';
-import { type KdumpLayout, planKdump } from '../../lib/transforms/kdump-layout.js';
+import { type KdumpLayout, planKdump } from '../../lib/layouts/kdump-layout.js';
 import { Collector, encodePages } from '../kdump-fixture.js';
 
 function layoutOf(...blocks: readonly [pfn: number, count: number][]): KdumpLayout {

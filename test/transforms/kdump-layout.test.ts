@@ -3,11 +3,11 @@ import t from 'tap';
 import { encodeUtsname, type Utsname } from '../../lib/formats/kdump.js';
 import { type ElfNote, encodeNote } from '../../lib/formats/notes.js';
 import { vmcoreinfoNote } from '../../lib/formats/vmcoreinfo.js';
-import type { MemoryBlock } from '../../lib/physical-memory.js';
+import type { MemoryBlock } from '../../lib/model/physical-memory.js';
 import { MemoryGuest } from '../../lib/sources/memory-guest.js';
-import { guestUtsname } from '../../lib/transforms/guest-utsname.js';
-import { bitmapExtents } from '../../lib/transforms/kdump-bitmap.js';
-import { encodeKdumpHead, planKdump } from '../../lib/transforms/kdump-layout.js';
+import { guestUtsname } from '../../lib/linux/guest-utsname.js';
+import { bitmapExtents } from '../../lib/layouts/kdump-bitmap.js';
+import { encodeKdumpHead, planKdump } from '../../lib/layouts/kdump-layout.js';
 import { BufferBacking, patternGuest } from '../guest-fixture.js';
 
 const K = 1024;

@@ -1,7 +1,7 @@
 import assert from 'node:assert/strict';
 import fc from 'fast-check';
 import t from 'tap';
-import { MappingList, NumberIndex } from '../../lib/transforms/mapping-list.js';
+import { MappingList, NumberIndex } from '../../lib/paging/mapping-list.js';
 
 const PAGE = 4096n;
 const TOP = 2 ** 52;

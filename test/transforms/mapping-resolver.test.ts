@@ -12,10 +12,10 @@ import {
   type SegmentRegister,
   SYSTEM_SEGMENTS,
   type SystemSegment,
-} from '../../lib/guest.js';
-import { type MemoryBlock, PhysicalMemory } from '../../lib/physical-memory.js';
+} from '../../lib/model/guest.js';
+import { type MemoryBlock, PhysicalMemory } from '../../lib/model/physical-memory.js';
 import { MemoryGuest } from '../../lib/sources/memory-guest.js';
-import { MappingList } from '../../lib/transforms/mapping-list.js';
+import { MappingList } from '../../lib/paging/mapping-list.js';
 import {
   type Mapping,
   type PagingMode,
@@ -23,7 +23,7 @@ import {
   type ResolveOptions,
   resolveMappings,
   translate,
-} from '../../lib/transforms/mapping-resolver.js';
+} from '../../lib/paging/mapping-resolver.js';
 import { BufferBacking } from '../guest-fixture.js';
 
 const P = 1n;

@@ -1,8 +1,8 @@
 import fc from 'fast-check';
 import { pipelinePromise, Readable, Writable } from 'streamx';
 import t from 'tap';
-import { PhysicalMemory } from '../../lib/physical-memory.js';
-import type { Chunk } from '../../lib/stage.js';
+import { PhysicalMemory } from '../../lib/model/physical-memory.js';
+import type { Chunk } from '../../lib/model/stage.js';
 import { MemoryOverlay, OverlaidMemory } from '../../lib/transforms/memory-overlay.js';
 import { addressPattern, BufferBacking } from '../guest-fixture.js';
 import { chunkOf, plain } from '../plain-chunk.js';

@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { pipelinePromise, Readable, Writable } from 'streamx';
 import t from 'tap';
-import { type Chunk, chunkBytes, PAGE_SIZE, releaseChunk } from '../../lib/stage.js';
+import { type Chunk, chunkBytes, PAGE_SIZE, releaseChunk } from '../../lib/model/stage.js';
 import { PageAligner } from '../../lib/transforms/page-aligner.js';
 import { chunkOf, plain } from '../plain-chunk.js';
 

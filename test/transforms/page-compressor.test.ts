@@ -6,11 +6,18 @@ import { LZO } from 'lzo-ts';
 import snappy from 'snappyjs';
 import { pipelinePromise, Readable, Writable } from 'streamx';
 import t, { type Test } from 'tap';
-import { KernelEncoder } from '../../lib/codecs/kernel-encoder.js';
+import { WasmEncoder } from '../../lib/codecs/wasm-encoder.js';
 import type { PageCodecName, PageEncoder } from '../../lib/codecs/page-encoder.js';
 import { PortableEncoder } from '../../lib/codecs/portable-encoder.js';
-import { FileBacking } from '../../lib/sources/file-backing.js';
-import { type Chunk, PAGE_COMPRESSED, PAGE_SIZE, PAGE_STORED, PAGE_ZERO, type PageBatch } from '../../lib/stage.js';
+import { FileBacking } from '../../lib/io/file-backing.js';
+import {
+  type Chunk,
+  PAGE_COMPRESSED,
+  PAGE_SIZE,
+  PAGE_STORED,
+  PAGE_ZERO,
+  type PageBatch,
+} from '../../lib/model/stage.js';
 import { PageCompressor } from '../../lib/transforms/page-compressor.js';
 import { chunkOf } from '../plain-chunk.js';
 
@@ -108,7 +115,7 @@ function chunksOf(): { chunks: Chunk[]; memory: Buffer } {
 for (const codec of CODECS)
   t.test(codec, async (t) => {
     const { chunks, memory } = chunksOf();
-    const one = await compress(codec, await KernelEncoder.open(codec, { threads: 1 }), chunks);
+    const one = await compress(codec, await WasmEncoder.open(codec, { threads: 1 }), chunks);
     t.ok(one.memory.equals(memory), 'decodes to what went in');
     t.same(
       one.batches.map(({ paddr }) => paddr),
@@ -118,7 +125,7 @@ for (const codec of CODECS)
     for (const kind of [PAGE_ZERO, PAGE_STORED, PAGE_COMPRESSED])
       t.ok(one.kinds.includes(kind), `pages of kind ${kind}`);
     for (const threads of [2, 3, 8]) {
-      const more = await compress(codec, await KernelEncoder.open(codec, { threads }), chunks);
+      const more = await compress(codec, await WasmEncoder.open(codec, { threads }), chunks);
       t.ok(more.memory.equals(memory));
       t.same(more.batches, one.batches, `the same bytes from ${threads} threads`);
     }
@@ -131,7 +138,7 @@ for (const codec of CODECS)
   });
 
 t.test('slabs of the encoder are used where they are, and come back', async (t) => {
-  const encoder = await KernelEncoder.open('lzo', { threads: 2 });
+  const encoder = await WasmEncoder.open('lzo', { threads: 2 });
   const { pool } = encoder;
   const seen = new Set<number>();
   for (let round = 0; round < 40; round++) {
@@ -174,8 +181,8 @@ t.test('chunks that are still in a file make the same batches as those that were
   const made = chunksOf();
   const { chunks } = deferredChunks(t, made);
   for (const codec of CODECS) {
-    const read = await compress(codec, await KernelEncoder.open(codec, { threads: 2 }), made.chunks);
-    const deferred = await compress(codec, await KernelEncoder.open(codec, { threads: 2 }), chunks);
+    const read = await compress(codec, await WasmEncoder.open(codec, { threads: 2 }), made.chunks);
+    const deferred = await compress(codec, await WasmEncoder.open(codec, { threads: 2 }), chunks);
     t.same(deferred.batches, read.batches, codec);
     t.ok(deferred.memory.equals(made.memory));
   }
@@ -193,12 +200,12 @@ t.test('what a thread cannot read is read here, or the reason is told', async (t
     };
     return { ...chunk, place: { fd: -1, offset: 0 }, read };
   });
-  const { memory } = await compress('lzo', await KernelEncoder.open('lzo', { threads: 2 }), elsewhere);
+  const { memory } = await compress('lzo', await WasmEncoder.open('lzo', { threads: 2 }), elsewhere);
   t.ok(memory.equals(made.memory), 'read all the same');
   t.equal(asked, elsewhere.filter(({ kind }) => kind === 'deferred').length);
 
   truncateSync(backing.name, PAGE_SIZE);
-  await t.rejects(compress('lzo', await KernelEncoder.open('lzo', { threads: 2 }), chunks), {
+  await t.rejects(compress('lzo', await WasmEncoder.open('lzo', { threads: 2 }), chunks), {
     code: 'TRUNCATED',
     message: /ends at byte 4096/,
   });
@@ -208,7 +215,7 @@ t.test('LZO and Snappy: level 2 is smaller', async (t) => {
   const { chunks } = chunksOf();
   for (const codec of ['lzo', 'snappy'] as const) {
     const size = async (level: number) => {
-      const encoder = await KernelEncoder.open(codec, { threads: 1, level });
+      const encoder = await WasmEncoder.open(codec, { threads: 1, level });
       let bytes = 0;
       for (const chunk of chunks) {
         if (chunk.kind === 'hole') continue;
@@ -224,7 +231,7 @@ t.test('LZO and Snappy: level 2 is smaller', async (t) => {
 });
 
 t.test('a thread that dies fails the batches that it had', async (t) => {
-  const encoder = await KernelEncoder.open('zlib', { threads: 1 });
+  const encoder = await WasmEncoder.open('zlib', { threads: 1 });
   const batch = encoder.encode({ kind: 'bytes', paddr: 0, length: 256 * PAGE_SIZE, data: pages(256, 1) });
   await encoder.close();
   await t.rejects(batch, { code: 'LIMIT', message: /compressor thread stopped/ });
@@ -232,9 +239,9 @@ t.test('a thread that dies fails the batches that it had', async (t) => {
 
 t.test('threads and levels that are none are refused', async (t) => {
   for (const threads of [Number.NaN, 0, -1, 1.5])
-    await t.rejects(KernelEncoder.open('lzo', { threads }), {
+    await t.rejects(WasmEncoder.open('lzo', { threads }), {
       code: 'USAGE',
       message: `threads must be a whole number from 1 on, not ${threads}`,
     });
-  await t.rejects(KernelEncoder.open('lzo', { level: 0 }), { code: 'USAGE', message: /^level must be / });
+  await t.rejects(WasmEncoder.open('lzo', { level: 0 }), { code: 'USAGE', message: /^level must be / });
 });

@@ -1,8 +1,8 @@
 import fc from 'fast-check';
 import { pipelinePromise, Readable, Writable } from 'streamx';
 import t from 'tap';
-import type { PageExclusion } from '../../lib/page-exclusion.js';
-import { type Chunk, PAGE_SIZE } from '../../lib/stage.js';
+import type { PageExclusion } from '../../lib/model/page-exclusion.js';
+import { type Chunk, PAGE_SIZE } from '../../lib/model/stage.js';
 import { PageFilter } from '../../lib/transforms/page-filter.js';
 import { arbitraryRuns, blanked, exclusionOf } from '../exclusion-fixture.js';
 import { addressPattern } from '../guest-fixture.js';

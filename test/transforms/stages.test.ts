@@ -3,10 +3,10 @@
 import { pipeline } from 'node:stream/promises';
 import { pipelinePromise, Readable, Writable } from 'streamx';
 import t from 'tap';
-import { type Chunk, type Extent, nodeStream, type Stage } from '../../lib/stage.js';
+import { type Chunk, type Extent, nodeStream, type Stage } from '../../lib/model/stage.js';
 import { ByteStream } from '../../lib/transforms/byte-stream.js';
 import { ElfFramer } from '../../lib/transforms/elf-framer.js';
-import { planElf } from '../../lib/transforms/elf-layout.js';
+import { planElf } from '../../lib/layouts/elf-layout.js';
 import { RangeFilter } from '../../lib/transforms/range-filter.js';
 import { Tally } from '../../lib/transforms/tally.js';
 import { patternGuest } from '../guest-fixture.js';

@@ -3,10 +3,10 @@
 import fc from 'fast-check';
 import { pipelinePromise } from 'streamx';
 import t from 'tap';
-import { VmcoreError } from '../../lib/errors.js';
+import { VmcoreError } from '../../lib/model/errors.js';
 import { encodeNote } from '../../lib/formats/notes.js';
 import { encodeWinContext, setWinDmpFields } from '../../lib/formats/win-dmp.js';
-import type { Guest } from '../../lib/guest.js';
+import type { Guest } from '../../lib/model/guest.js';
 import type { MemoryGuest } from '../../lib/sources/memory-guest.js';
 import { runChunks } from '../../lib/sources/run-source.js';
 import { MemoryOverlay } from '../../lib/transforms/memory-overlay.js';
@@ -16,7 +16,7 @@ import {
   type WinDmpLayout,
   type WinDmpLayoutOptions,
   winDmpHeaderOf,
-} from '../../lib/transforms/win-dmp-layout.js';
+} from '../../lib/layouts/win-dmp-layout.js';
 import { Collector } from '../kdump-fixture.js';
 import { MEMORY, PAGES, PLACES, type WindowsFixtureOptions, windowsGuestFixture } from '../windows-fixture.js';
 
@@ -187,7 +187,7 @@ t.test('hostile notes and kernels: an error of ours, or a bounded dump', async (
     fc.nat(0xfff).map((at) => at & ~3),
     interesting,
   );
-  const inKernel = fc.tuple(
+  const inModule = fc.tuple(
     fc.oneof(
       fc.constantFrom(0x10e10, 0x10e88, 0x10ec0, 0x11018, 0x11138, 0x12100, 0x14120, 0x15120, 0x1000, 0x2000, 0x4080),
       fc.nat(MEMORY - 8).map((at) => at & ~3),
@@ -203,7 +203,7 @@ t.test('hostile notes and kernels: an error of ours, or a bounded dump', async (
     fc.asyncProperty(
       fc.constantFrom(...BITS),
       fc.array(fc.oneof(inHeader, early), { maxLength: 3 }),
-      fc.array(inKernel, { maxLength: 3 }),
+      fc.array(inModule, { maxLength: 3 }),
       async (bits, header, kernel) => {
         const fixture = windowsGuestFixture({
           bits,
