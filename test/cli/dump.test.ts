@@ -21,7 +21,7 @@ import t, { type Test } from 'tap';
 import { shortFolder } from '../short-folder.js';
 import { makeCore, smallCore } from '../sources/elf-fixtures.js';
 import { needsTools, skipUnless } from '../tools.js';
-import { checkFailure, eachOf, hasPartial, runCli, runShell, startCli, until } from './run-cli.js';
+import { CLI, checkFailure, eachOf, hasPartial, runCli, runShell, startCli, until } from './run-cli.js';
 
 /** The smallest demo guest. */
 const DEMO = 'demo:64M';
@@ -581,10 +581,8 @@ t.test('a signal while the reader does not read', async (t) => {
 });
 
 /** A mount of our own, which nobody else sees. */
-const MOUNT = ['unshare', '-rm', 'mount', '--bind'] as const;
-const noMounts = skipUnless(
-  spawnSync(MOUNT[0], [...MOUNT.slice(1), '/tmp', '/tmp']).status === 0 ? [] : ['mounts of its own'],
-);
+const bindMount = spawnSync('unshare', ['-rm', 'mount', '--bind', CLI, CLI]);
+const noMounts = skipUnless(bindMount.status === 0 ? [] : ['mounts of its own']);
 
 t.test('targets: a file that something was mounted on', { skip: noMounts }, async (t) => {
   const folder = t.testdir({ host: 'old', vmcore: '' });
