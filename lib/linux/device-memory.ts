@@ -68,7 +68,7 @@ export function pagesFrom(blocks: readonly MemoryBlock[], start: number): number
 /** A guest without its memory from an address on, which begins a page; closing either closes both. */
 export function withoutDeviceMemory(guest: Guest, start: number): Guest {
   const { name, arch, cpus, notes, memory, missing = null, assumption, live } = guest;
-  return {
+  const cut = {
     name,
     arch,
     cpus,
@@ -77,10 +77,12 @@ export function withoutDeviceMemory(guest: Guest, start: number): Guest {
     memory: memory && new PhysicalMemory(below(memory.regions, start)),
     missing: missing && missingBelow(missing, start / PAGE_SIZE),
     assumption,
-    ...(live ? { live } : {}),
-    chunks: (options) => guest.chunks({ ...options, range: rangeBelow(options, start) }),
+    live,
+    chunks: (options?: ChunkOptions) => guest.chunks({ ...options, range: rangeBelow(options, start) }),
     close: () => guest.close(),
-  };
+    // Whatever a guest comes to have, this one has to have, too.
+  } satisfies Guest & Record<keyof Guest, unknown>;
+  return cut;
 }
 
 function below<Block extends MemoryBlock>(blocks: readonly Block[], end: number): Block[] {

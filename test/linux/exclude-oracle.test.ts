@@ -66,7 +66,8 @@ for (const { guest: name, paging, skip, makedumpfile } of ORACLES)
     for (const level of LEVELS) {
       const theirs = await makedumpfilePages(await makedumpfile(), elf, level, join(folder, 'kdump'));
       await compare(t, guest, level, theirs);
-      if (level === ALL) await compareFiltered(t, guest, await makedumpfile(), theirs);
+      // That of 32 bits cannot find its way in a kdump, which has no virtual addresses.
+      if (level === ALL && !paging) await compareFiltered(t, guest, await makedumpfile(), theirs);
     }
     guest.close();
   });

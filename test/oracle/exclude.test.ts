@@ -318,7 +318,8 @@ t.test(
   { skip: noGuests('linux-1cpu') },
   async (t) => {
     const guest = await open('linux-1cpu');
-    const { path, summary } = await write(guest, { format: 'kdump-raw-lzo', dumpLevel: 31 });
+    const request = { format: 'kdump-raw-lzo', dumpLevel: 31, keepDeviceMemory: true } as const;
+    const { path, summary } = await write(guest, request);
     const partial = await openGuest(path);
     const kdump = await write(partial, { format: 'kdump-raw-zlib' });
     t.strictSame(await storedPages(kdump.path), await storedPages(path));

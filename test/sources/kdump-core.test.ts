@@ -13,13 +13,13 @@ import { dump } from '../../lib/dump.js';
 import { decodePrstatus } from '../../lib/formats/notes.js';
 import { demoGuest } from '../../lib/sources/demo/demo.js';
 import { openGuest } from '../../lib/sources/open.js';
-import { prstatus64 } from './elf-fixtures.js';
 import { openKdump } from '../../lib/sources/kdump/kdump-core.js';
 import { DEFAULT_KDUMP_LIMITS } from '../../lib/sources/kdump/kdump-headers.js';
 import { openKdumpStream } from '../../lib/sources/kdump/kdump-stream.js';
 import { MemoryGuest } from '../../lib/sources/memory-guest.js';
 import { KDUMP_CODECS, type KdumpLayout, planKdump } from '../../lib/layouts/kdump-layout.js';
 import { BufferBacking, patternGuest } from '../guest-fixture.js';
+import { prstatus64 } from './elf-fixtures.js';
 import { kdumpBytes } from '../kdump-fixture.js';
 import { plainly } from '../plain-chunk.js';
 
