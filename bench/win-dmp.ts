@@ -12,7 +12,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { dump } from '../lib/dump.js';
 import { setWinDmpRuns, WIN_DMP_HEADER_SIZE } from '../lib/formats/win-dmp.js';
-import { openGuest } from '../lib/sources/open.js';
+import { openGuest } from '../lib/open-guest.js';
 import { assemble, bootBareMetal } from '../test/guests/bare-metal.js';
 import { type Qemu, roomyFolder } from '../test/guests/qemu.js';
 import { WINDOWS_PLACES } from '../test/guests/windows.js';

@@ -4,7 +4,7 @@ import { VmcoreError } from './model/errors.js';
 import { decodeWinDmpHeader, type WinDmpHeader, winDmpBits } from './formats/win-dmp.js';
 import type { Guest } from './model/guest.js';
 import { PAGE_SIZE } from './model/stage.js';
-import { hasWinDmpHeader, winDmpHeaderOf } from './layouts/win-dmp-layout.js';
+import { hasWinDmpHeader, winDmpHeaderOf } from './windows/header-note.js';
 
 /** A dump header, as JSON. */
 export interface InspectedWinDmp {

@@ -7,7 +7,6 @@ import { VmcoreError } from './model/errors.js';
 import { ELFCLASS64, EM_X86_64, PT_LOAD } from './formats/elf.js';
 import { PAGE_CODEC_FLAGS } from './formats/kdump.js';
 import { findVmcoreinfo, vmcoreinfoFacts } from './formats/vmcoreinfo.js';
-import type { ElfNote } from './formats/notes.js';
 import type { CpuState, Guest } from './model/guest.js';
 import { type InspectedWinDmp, inspectWinDmp } from './inspect-win-dmp.js';
 import type { CompletedGuest } from './linux/with-vmcoreinfo.js';
@@ -15,10 +14,11 @@ import { EXCLUDE_NAMES, EXCLUDE_REASONS, type ExcludeReason } from './model/page
 import { type CoreProgramHeaders, ElfCoreGuest } from './sources/elf/elf-core.js';
 import { KdumpGuest, type KdumpPageCounts } from './sources/kdump/kdump-core.js';
 import type { PageCensus } from './sources/kdump/kdump-pages.js';
-import { type OpenGuestOptions, openGuest } from './sources/open.js';
+import { type OpenGuestOptions, openGuest } from './open-guest.js';
 import { WinDmpGuest } from './sources/windows/win-dmp-core.js';
 import { PAGE_SIZE } from './model/stage.js';
 import { pagingMode } from './paging/mapping-resolver.js';
+import type { ElfNote } from './model/note.js';
 
 /** One CPU, as far as one line can say it. */
 export interface InspectedCpu {

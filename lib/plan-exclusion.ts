@@ -3,12 +3,12 @@
  */
 
 import { VmcoreError } from './model/errors.js';
-import { DL_EXCLUDE_ZERO } from './formats/kdump.js';
 import type { Guest } from './model/guest.js';
 import type { CompletedGuest } from './linux/with-vmcoreinfo.js';
 import { EXCLUDE_REASONS, type ExcludeReason, PageExclusion } from './model/page-exclusion.js';
-import type { PlanContext } from './plan.js';
 import type { DumpRequest } from './request.js';
+import { DL_EXCLUDE_ZERO } from './model/dump-level.js';
+import type { PlanContext } from './plan-context.js';
 
 /** Pages that are left out, by the first reason that each had. */
 export type ExcludedByReason = Readonly<Partial<Record<ExcludeReason, number>>>;

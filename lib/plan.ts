@@ -10,7 +10,6 @@ import type { PageExclusion } from './model/page-exclusion.js';
 import type { MemoryBlock } from './model/physical-memory.js';
 import { describeLeftOut, type LeftOut, type Prepared, prepare } from './plan-exclusion.js';
 import { checkRequest, type DumpRequest, type Format } from './request.js';
-import type { Scope } from './model/scope.js';
 import type { ExtentSink } from './sinks/extent-sink.js';
 import { SlabPool } from './model/slab-pool.js';
 import { type Chunk, PAGE_SIZE, type Source } from './model/stage.js';
@@ -18,6 +17,7 @@ import { ElfFramer } from './transforms/elf-framer.js';
 import { planElf } from './layouts/elf-layout.js';
 import type { KdumpCodec } from './layouts/kdump-layout.js';
 import type { Mapping } from './paging/mapping-list.js';
+import type { PlanContext } from './plan-context.js';
 
 /** The formats that compress pages. */
 type KdumpFormat = Exclude<Format, 'elf' | 'win-dmp'>;
@@ -33,15 +33,6 @@ export interface DumpedPages extends LeftOut {
   readonly compressed?: number;
   /** win-dmp: those that the dump header lists and the guest does not have; they are zeros */
   readonly missing?: number;
-}
-
-/** What planning may use. */
-export interface PlanContext {
-  readonly signal: AbortSignal;
-  /** owns what the plan acquires: threads */
-  readonly scope: Scope;
-  /** is told what whoever asked should know */
-  onWarning(text: string): void;
 }
 
 /** A request that has been thought through. */

@@ -5,9 +5,9 @@
  * The checks are our own because a schema library takes longer to load than many a dump takes.
  */
 
-import { inspect } from 'node:util';
-import { VmcoreError } from './model/errors.js';
 import type { MemoryBlock } from './model/physical-memory.js';
+import { ALL_LEVELS } from './model/dump-level.js';
+import { type Rule, YES_OR_NO, checkOptions, isWholeNumber, oneOf, wholeNumber } from './model/option-rules.js';
 
 /** The formats that can be written; names as in QEMU's DumpGuestMemoryFormat. */
 export const FORMATS = [
@@ -64,18 +64,6 @@ export interface DumpRequest {
   readonly findVmcoreinfo?: boolean | undefined;
 }
 
-/** All bits of a dump level. */
-export const ALL_LEVELS = 31;
-
-/** What a value of an option has to be. */
-interface Rule {
-  /** for messages: `true or false` */
-  readonly what: string;
-  allows(value: unknown): boolean;
-}
-
-const YES_OR_NO: Rule = { what: 'true or false', allows: (value) => typeof value === 'boolean' };
-
 const RANGE: Rule = {
   // A range of 0 bytes is refused where ranges are cut, in QEMU's words.
   what: '{ base, length } in bytes, whole numbers from 0 on',
@@ -85,21 +73,6 @@ const RANGE: Rule = {
     return isWholeNumber(base, 0) && isWholeNumber(length, 0);
   },
 };
-
-function oneOf(names: readonly string[]): Rule {
-  return { what: `one of ${names.join(', ')}`, allows: (value) => names.some((name) => name === value) };
-}
-
-function wholeNumber(smallest: number, largest?: number): Rule {
-  return {
-    what: `a whole number from ${smallest} ${largest === undefined ? 'on' : `to ${largest}`}`,
-    allows: (value) => isWholeNumber(value, smallest, largest),
-  };
-}
-
-function isWholeNumber(value: unknown, smallest: number, largest = Number.MAX_SAFE_INTEGER): boolean {
-  return Number.isSafeInteger(value) && Number(value) >= smallest && Number(value) <= largest;
-}
 
 /** The rules of all options; one that is absent is always right. */
 const RULES: Readonly<Record<keyof DumpRequest, Rule>> = {
@@ -121,14 +94,5 @@ const RULES: Readonly<Record<keyof DumpRequest, Rule>> = {
 
 /** @throws VmcoreError USAGE that names the option which is wrong, what it has to be, and what it was */
 export function checkRequest(request: DumpRequest): void {
-  for (const [name, { what, allows }] of Object.entries(RULES)) {
-    const value: unknown = request[name as keyof DumpRequest];
-    if (value !== undefined && !allows(value))
-      throw new VmcoreError('USAGE', `${name} must be ${what}, not ${excerpt(value)}`);
-  }
-}
-
-/** A value in a message: short whatever it is, and one line. */
-function excerpt(value: unknown): string {
-  return inspect(value, { depth: 0, maxStringLength: 40, maxArrayLength: 4, breakLength: Number.POSITIVE_INFINITY });
+  checkOptions(request, RULES);
 }

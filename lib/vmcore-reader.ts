@@ -5,7 +5,7 @@
 import { VmcoreError } from './model/errors.js';
 import type { Guest } from './model/guest.js';
 import type { MemoryBlock, PhysicalMemory } from './model/physical-memory.js';
-import { openGuest } from './sources/open.js';
+import { openGuest } from './open-guest.js';
 
 /** A vmcore that is open for reading. Compressed pages are kept decompressed, the last 4 MiB of them. */
 export class VmcoreReader {

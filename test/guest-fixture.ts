@@ -1,10 +1,10 @@
 /** Small guests for unit tests: memory is a buffer, blocks are where a test wants them. */
 
 import { VmcoreError } from '../lib/model/errors.js';
-import type { ElfNote } from '../lib/formats/notes.js';
 import type { CpuState } from '../lib/model/guest.js';
 import type { Backing, DataRun, MemoryBlock } from '../lib/model/physical-memory.js';
 import { MemoryGuest } from '../lib/sources/memory-guest.js';
+import type { ElfNote } from '../lib/model/note.js';
 
 /** A backing over a buffer; `holes` are byte ranges of it that it knows to be zeros. */
 export class BufferBacking implements Backing {

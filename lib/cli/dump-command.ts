@@ -10,7 +10,7 @@ import { ownDescriptor } from '../io/own-descriptor.js';
 import { EXCLUDE_NAMES } from '../model/page-exclusion.js';
 import type { MemoryBlock } from '../model/physical-memory.js';
 import type { DumpedPages } from '../plan.js';
-import { ALL_LEVELS, FORMATS, type Format } from '../request.js';
+import { FORMATS, type Format } from '../request.js';
 import { resumeAfterFailure } from '../resume.js';
 import { findFileTarget } from '../sinks/file-target.js';
 import { formatSize, parseSize } from '../model/sizes.js';
@@ -20,6 +20,7 @@ import { numberOption } from './number-option.js';
 import { checkPassed } from './passed-descriptor.js';
 import { showProgress } from './progress-bar.js';
 import { openSource, type SourceArguments, sourceOptions, warn } from './source-options.js';
+import { ALL_LEVELS } from '../model/dump-level.js';
 
 /** Names of the options, as yargs gives them. */
 interface DumpArguments extends SourceArguments {

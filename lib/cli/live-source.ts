@@ -4,7 +4,7 @@ import type { Argv } from 'yargs';
 import { VmcoreError } from '../model/errors.js';
 import type { LiveReport } from '../model/guest.js';
 import { formatSize, parseSize } from '../model/sizes.js';
-import type { OpenGuestOptions } from '../sources/open.js';
+import type { OpenGuestOptions } from '../open-guest.js';
 import { MEMORY_PATHS, type MemoryPath } from '../live/qemu/options.js';
 import { numberOption } from './number-option.js';
 

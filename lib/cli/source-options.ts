@@ -3,7 +3,7 @@
 import type { Argv } from 'yargs';
 import type { Guest } from '../model/guest.js';
 import { parseSize } from '../model/sizes.js';
-import { openGuest } from '../sources/open.js';
+import { openGuest } from '../open-guest.js';
 import type { Interrupt } from './interrupt.js';
 import { isLive, type LiveArguments, liveOpenOptions } from './live-source.js';
 import { numberOption } from './number-option.js';

@@ -21,7 +21,7 @@ import {
   TABLE_ENTRY_BYTES,
 } from '../wasm/encoder-module.js';
 import type { FilePlace } from '../model/physical-memory.js';
-import { checkRequest } from '../request.js';
+import { checkOptions, wholeNumber } from '../model/option-rules.js';
 import { type Slab, SlabPool } from '../model/slab-pool.js';
 import { MAX_CHUNK_BYTES, PAGE_SIZE, type PageBatch, releaseChunk } from '../model/stage.js';
 import { type WasmJob, WasmThread, READ_PAGES } from './wasm-thread.js';
@@ -110,7 +110,7 @@ export class WasmEncoder implements PageEncoder {
    *   portable codec does without
    */
   static async open(codec: PageCodecName, options: WasmOptions = {}): Promise<WasmEncoder> {
-    checkRequest({ threads: options.threads, level: options.level });
+    checkOptions(options, { threads: wholeNumber(1), level: wholeNumber(1) });
     try {
       return new WasmEncoder(codec, compileEncoder(), options);
     } catch (error) {

@@ -19,6 +19,7 @@ import {
   SYSTEM_SEGMENTS,
   type SystemState,
 } from '../model/guest.js';
+import type { ElfNote } from '../model/note.js';
 
 /** Elf64_Nhdr / Elf32_Nhdr: 12 bytes either way. */
 export const NOTE_HEADER_SIZE = 12;
@@ -30,18 +31,6 @@ export const NOTE_NAME_CORE = 'CORE';
 export const NOTE_NAME_QEMU = 'QEMU';
 /** Name of the note that holds the kernel's key=value lines; its n_type is 0 */
 export const NOTE_NAME_VMCOREINFO = 'VMCOREINFO';
-
-/** A note as it stands in a vmcore. */
-export interface ElfNote {
-  /** the name without its NUL */
-  readonly name: string;
-  /** n_type */
-  readonly type: number;
-  /** the descriptor */
-  readonly desc: Uint8Array;
-  /** the whole note: header, name, descriptor and padding, as it was found */
-  readonly raw: Uint8Array;
-}
 
 /** Rounds up to the 4 bytes that names and descriptors of notes are padded to. */
 export function align4(size: number): number {

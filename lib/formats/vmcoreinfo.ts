@@ -7,7 +7,8 @@
  * with 0x (VMALLOC_START). QEMU (7.2 and 10.0) takes NUMBER(phys_base) for hexadecimal, which it is not.
  */
 
-import { align4, type ElfNote, encodeNote, NOTE_HEADER_SIZE, NOTE_NAME_VMCOREINFO, parseNotes } from './notes.js';
+import type { ElfNote } from '../model/note.js';
+import { align4, encodeNote, NOTE_HEADER_SIZE, NOTE_NAME_VMCOREINFO, parseNotes } from './notes.js';
 
 /** What is read of a text. Linux writes one page of at most 64 KiB; of a larger note QEMU takes nothing. */
 export const VMCOREINFO_LIMIT = 1 << 20;

@@ -30,14 +30,15 @@ import {
   PT_LOAD,
   PT_NOTE,
 } from '../formats/elf.js';
-import { align4, type ElfNote, guestNotes } from '../formats/notes.js';
+import { align4, guestNotes } from '../formats/notes.js';
 import { findVmcoreinfo, type Vmcoreinfo } from '../formats/vmcoreinfo.js';
 import type { Guest } from '../model/guest.js';
 import type { PageExclusion } from '../model/page-exclusion.js';
 import { blockEnd, lastIndexAtOrBelow, type MemoryBlock } from '../model/physical-memory.js';
 import { PAGE_SIZE } from '../model/stage.js';
 import type { Mapping } from '../paging/mapping-resolver.js';
-import { blocksInRange, intersect } from '../transforms/range-filter.js';
+import type { ElfNote } from '../model/note.js';
+import { blocksInRange, intersect } from '../model/range.js';
 
 /** Pages left out in a row from which on they end a segment (makedumpfile.h: PFN_EXCLUDED). */
 const SMALLEST_GAP = 256;

@@ -15,7 +15,6 @@
 
 import type { ElfClass } from '../formats/elf.js';
 import {
-  DL_EXCLUDE_ZERO,
   encodeKdumpHeader,
   encodeKdumpSubHeader,
   KDUMP_BLOCK_SIZE,
@@ -28,7 +27,7 @@ import {
   PAGE_DESCRIPTOR_SIZE,
   SUB_HEADER_SIZE,
 } from '../formats/kdump.js';
-import { align4, type ElfNote, guestNotes, NOTE_HEADER_SIZE, NOTE_NAME_VMCOREINFO } from '../formats/notes.js';
+import { align4, guestNotes, NOTE_HEADER_SIZE, NOTE_NAME_VMCOREINFO } from '../formats/notes.js';
 import { findVmcoreinfo } from '../formats/vmcoreinfo.js';
 import type { Guest } from '../model/guest.js';
 import type { PageExclusion } from '../model/page-exclusion.js';
@@ -37,7 +36,9 @@ import { formatSize, sizeArgument } from '../model/sizes.js';
 import { PAGE_SIZE } from '../model/stage.js';
 import { elfClass, guestLongMode } from './elf-layout.js';
 import { guestUtsname } from '../linux/guest-utsname.js';
-import { blocksInRange } from '../transforms/range-filter.js';
+import { DL_EXCLUDE_ZERO } from '../model/dump-level.js';
+import type { ElfNote } from '../model/note.js';
+import { blocksInRange } from '../model/range.js';
 
 /** The codecs of QEMU's kdump formats. */
 export const KDUMP_CODECS = ['zlib', 'lzo', 'snappy'] as const;

@@ -9,9 +9,7 @@
  * frames are replaced on their way (memory-overlay.ts).
  */
 
-import { VmcoreError } from '../model/errors.js';
 import { KDBG, KDBG_TAG } from '../windows/kdbg.js';
-import { type ElfNote, NOTE_HEADER_SIZE } from '../formats/notes.js';
 import {
   bugcheckDataSize,
   CONTEXT_SIZE,
@@ -20,28 +18,22 @@ import {
   encodeWinContext,
   setBugcheckData,
   setWinDmpFields,
-  WIN_DMP_HEADER_SIZE,
   WIN_DMP_MAX_RUNS,
-  WIN_DMP_SIGNATURE,
-  WIN_DMP_VALID,
   type WinDmpBits,
   type WinDmpHeader,
   type WinDmpRun,
 } from '../formats/win-dmp.js';
-import {
-  type CpuState,
-  GENERAL_REGISTERS,
-  type Guest,
-  NULL_SEGMENT,
-  SEGMENT_REGISTERS,
-  SYSTEM_SEGMENTS,
-  type SystemState,
-} from '../model/guest.js';
-import { type MemoryBlock, PHYSICAL_ADDRESS_LIMIT, type PhysicalMemory } from '../model/physical-memory.js';
-import { missingBytes } from '../sources/run-source.js';
+import { type CpuState, type Guest } from '../model/guest.js';
+import { type MemoryBlock, PHYSICAL_ADDRESS_LIMIT } from '../model/physical-memory.js';
 import { PAGE_SIZE } from '../model/stage.js';
-import { OverlaidMemory, type OverlayPages } from '../transforms/memory-overlay.js';
+import { OverlaidMemory, type OverlayPages } from '../model/overlaid-memory.js';
+import { framePlaces, frameOf } from '../windows/context-frames.js';
+import { checkHeader, shown, text } from '../windows/header-note.js';
+import { kernelCpu } from '../windows/kernel-cpu.js';
+import { requireMemory } from '../windows/random-access.js';
+import { winDumpError } from '../windows/win-dump-error.js';
 import { VirtualMemory } from '../paging/virtual-memory.js';
+import { missingBytes } from '../model/physical-memory.js';
 
 /** The plan of a Windows crash dump. */
 export interface WinDmpLayout {
@@ -72,87 +64,6 @@ export interface WinDmpLayoutOptions {
 /** Memory that runs may claim beyond the guest's. Holes cost nothing in a file, but much in a pipe. */
 const MAX_MISSING_BYTES = 2 ** 36;
 
-/** What QEMU takes a note's header and name to have, whatever the name's length: 12 + `VMCOREINFO` padded. */
-const NOTE_HEADER_AND_NAME = NOTE_HEADER_SIZE + 12;
-
-const QEMU_BAD_SIZE = 'win-dump: invalid vmcoreinfo note size';
-
-/** CR0.PE and PG; CR4.PSE and PAE (Intel SDM vol. 3, 2.5): paging as a kernel has it whose registers are not known. */
-const CR0_PAGING = 0x8000_0001n;
-const CR4_PSE = 1n << 4n;
-const CR4_PAE = 1n << 5n;
-
-/** Bytes of a note as QEMU reckons them: by the sizes that it announces, each padded. */
-function noteSize({ raw }: ElfNote): number {
-  const view = new DataView(raw.buffer, raw.byteOffset, raw.byteLength);
-  const padded = (at: number) => Math.ceil(view.getUint32(at, true) / 4) * 4;
-  return NOTE_HEADER_SIZE + padded(0) + padded(4);
-}
-
-function isHeaderSize(size: number): boolean {
-  return ([64, 32] as const).some((bits) => size === NOTE_HEADER_AND_NAME + WIN_DMP_HEADER_SIZE[bits]);
-}
-
-/** A note that a Windows driver left, by its size; or one that begins as a dump header does, of the wrong size. */
-function findHeaderNote(notes: readonly ElfNote[]): ElfNote | undefined {
-  return (
-    notes.find((note) => isHeaderSize(noteSize(note))) ??
-    notes.find(({ raw }) => text(raw.subarray(NOTE_HEADER_AND_NAME), 4) === WIN_DMP_SIGNATURE)
-  );
-}
-
-/** Whether a guest has a note with a dump header, be it right or wrong. */
-export function hasWinDmpHeader(guest: Pick<Guest, 'notes'>): boolean {
-  return findHeaderNote(guest.notes) !== undefined;
-}
-
-/**
- * The dump header that the guest's driver left, as it is.
- * @throws VmcoreError BAD_INPUT, with QEMU's text, when there is none or it is none
- */
-export function winDmpHeaderOf(guest: Pick<Guest, 'notes'>): Uint8Array {
-  const note = findHeaderNote(guest.notes);
-  if (!note || !isHeaderSize(noteSize(note))) throw new VmcoreError('BAD_INPUT', QEMU_BAD_SIZE);
-  // The last note of a segment may lack its padding.
-  const header = new Uint8Array(noteSize(note) - NOTE_HEADER_AND_NAME);
-  header.set(note.raw.subarray(NOTE_HEADER_AND_NAME));
-  return header.subarray(0, WIN_DMP_HEADER_SIZE[checkHeader(header)]);
-}
-
-function text(bytes: Uint8Array, length: number): string {
-  return Buffer.from(bytes.subarray(0, length)).toString('latin1');
-}
-
-/** As C's `%.4s` prints it, in JSON; but a message is one line, and moves no cursor. */
-function shown(bytes: Uint8Array): string {
-  const text = Buffer.from(bytes.subarray(0, 4)).toString('utf8').replace(/\0.*$/s, '');
-  return text.replaceAll(/\p{Cc}/gu, '\ufffd');
-}
-
-/** @returns which header it is */
-function checkHeader(header: Uint8Array): WinDmpBits {
-  const invalid = (expected: string, got: Uint8Array) =>
-    new VmcoreError('BAD_INPUT', `win-dump: invalid header, expected ${expected}, got '${shown(got)}'`);
-  if (text(header, 4) !== WIN_DMP_SIGNATURE) throw invalid(`'${WIN_DMP_SIGNATURE}'`, header);
-  const valid = header.subarray(4);
-  const bits = ([64, 32] as const).find((bits) => text(valid, 4) === WIN_DMP_VALID[bits]);
-  if (!bits) throw invalid(`'${WIN_DMP_VALID[32]}' or '${WIN_DMP_VALID[64]}'`, valid);
-  if (header.length < WIN_DMP_HEADER_SIZE[bits]) throw new VmcoreError('BAD_INPUT', QEMU_BAD_SIZE);
-  return bits;
-}
-
-/**
- * The guest's memory, or a refusal where there is no random access to it.
- * @throws VmcoreError UNSUPPORTED
- */
-export function requireMemory({ name, memory }: Pick<Guest, 'name' | 'memory'>): PhysicalMemory {
-  if (memory) return memory;
-  throw new VmcoreError(
-    'UNSUPPORTED',
-    `win-dmp needs random access to the guest's memory, and ${name} is a stream; save it to a file, and dump that`,
-  );
-}
-
 /**
  * Plans a Windows crash dump.
  * @param given the header to go by, of the guest's note (`winDmpHeaderOf`) or derived (`findKdbg`); is not changed
@@ -178,7 +89,8 @@ export function planWinDmp(
 
   const runs = checkRuns(fields);
   const missing = runs.reduce((sum, run) => sum + missingBytes(memory, run), 0);
-  if (missing > MAX_MISSING_BYTES) throw bad(`the runs of the dump header cover ${missing} bytes that are not memory`);
+  if (missing > MAX_MISSING_BYTES)
+    throw winDumpError(`the runs of the dump header cover ${missing} bytes that are not memory`);
   return {
     format: 'win-dmp',
     bits,
@@ -192,49 +104,6 @@ export function planWinDmp(
   };
 }
 
-function bad(message: string): VmcoreError {
-  return new VmcoreError('BAD_INPUT', `win-dump: ${message}`);
-}
-
-const NO_REGISTERS = Object.fromEntries(GENERAL_REGISTERS.map((name) => [name, 0n])) as Pick<
-  CpuState,
-  (typeof GENERAL_REGISTERS)[number]
->;
-const NO_SEGMENTS = Object.fromEntries(SEGMENT_REGISTERS.map((name) => [name, NULL_SEGMENT])) as Pick<
-  CpuState,
-  (typeof SEGMENT_REGISTERS)[number]
->;
-
-/** Control registers of a kernel of which nothing is known but its dump header. */
-export function kernelControl({ bits, PaeEnabled, DirectoryTableBase }: WinDmpHeader): SystemState {
-  const pae = bits === 64 || PaeEnabled === 1n;
-  const tables = Object.fromEntries(SYSTEM_SEGMENTS.map((name) => [name, NULL_SEGMENT])) as Pick<
-    SystemState,
-    (typeof SYSTEM_SEGMENTS)[number]
-  >;
-  return {
-    ...tables,
-    cr0: CR0_PAGING,
-    cr1: 0n,
-    cr2: 0n,
-    cr3: DirectoryTableBase,
-    cr4: pae ? CR4_PSE | CR4_PAE : CR4_PSE,
-    kernelGsBase: 0n,
-  };
-}
-
-/** The first CPU with the kernel's page tables: whatever process it is in, those have the kernel. */
-export function kernelCpu(cpu: CpuState | undefined, header: WinDmpHeader): CpuState {
-  if (cpu?.system) return { ...cpu, system: { ...cpu.system, cr3: header.DirectoryTableBase } };
-  return {
-    ...NO_REGISTERS,
-    ...NO_SEGMENTS,
-    ...cpu,
-    longMode: header.bits === 64,
-    system: kernelControl(header),
-  };
-}
-
 /**
  * The address of KDBG. A block whose tag is wrong is encoded, most likely: the driver then left the address of a copy
  * in BugcheckParameter1.
@@ -243,10 +112,10 @@ function checkKdbg(virtual: VirtualMemory, header: WinDmpHeader): bigint {
   let tag: Uint8Array | null = null;
   for (const address of [header.KdDebuggerDataBlock, header.BugcheckParameter1]) {
     tag = virtual.read(address + BigInt(KDBG.OwnerTag), KDBG_TAG.length);
-    if (!tag) throw bad('failed to read OwnerTag');
+    if (!tag) throw winDumpError('failed to read OwnerTag');
     if (text(tag, KDBG_TAG.length) === KDBG_TAG) return address;
   }
-  throw bad(`invalid KDBG OwnerTag, expected '${KDBG_TAG}', got '${shown(tag!)}'`);
+  throw winDumpError(`invalid KDBG OwnerTag, expected '${KDBG_TAG}', got '${shown(tag!)}'`);
 }
 
 /** Puts right what the driver could not know, or got wrong. */
@@ -268,30 +137,6 @@ function correctHeader(
   const data = at === null ? null : virtual.read(at, bugcheckDataSize(bits));
   if (data) setBugcheckData(header, bits, data);
   else onWarning(`win-dump: failed to read ${at === null ? 'KiBugcheckData' : 'bugcheck data'}`);
-}
-
-/** What leads to the context frames of a kernel. */
-export interface FramePlaces {
-  readonly KiProcessorBlock: bigint;
-  readonly OffsetPrcbContext: bigint;
-}
-
-/** @throws VmcoreError BAD_INPUT when KDBG ends too early */
-export function framePlaces(virtual: VirtualMemory, kdbg: bigint): FramePlaces {
-  const KiProcessorBlock = virtual.pointer(kdbg + BigInt(KDBG.KiProcessorBlock));
-  if (KiProcessorBlock === null) throw bad('failed to read KiProcessorBlock');
-  const OffsetPrcbContext = virtual.number(kdbg + BigInt(KDBG.OffsetPrcbContext), 2);
-  if (OffsetPrcbContext === null) throw bad('failed to read OffsetPrcbContext');
-  return { KiProcessorBlock, OffsetPrcbContext };
-}
-
-/** The virtual address of a processor's context frame. @throws VmcoreError BAD_INPUT */
-export function frameOf(virtual: VirtualMemory, places: FramePlaces, index: number): bigint {
-  const prcb = virtual.pointer(places.KiProcessorBlock + BigInt((index * virtual.bits) / 8));
-  if (prcb === null) throw bad(`failed to read CPU #${index} PRCB location`);
-  const frame = virtual.pointer(prcb + places.OffsetPrcbContext);
-  if (frame === null) throw bad(`failed to read CPU #${index} ContextFrame location`);
-  return frame;
 }
 
 /**
@@ -316,7 +161,7 @@ function replaceContexts(
     const frame = frameOf(virtual, places, i);
     const context = encodeWinContext(cpu, bits);
     const pieces = virtual.read(frame, CONTEXT_SIZE[bits]) && virtual.pieces(frame, CONTEXT_SIZE[bits]);
-    if (!pieces) throw bad(`failed to save CPU #${i} context`);
+    if (!pieces) throw winDumpError(`failed to save CPU #${i} context`);
     for (const { paddr, start, length } of pieces) overlaid.write(paddr, context.subarray(start, start + length));
   }
   if (cpus.length < NumberProcessors)
@@ -328,14 +173,16 @@ function replaceContexts(
 /** The runs as ranges of memory. @throws VmcoreError BAD_INPUT when they are none, or more than there is room for */
 export function checkRuns({ bits, NumberOfRuns, runs }: WinDmpHeader): MemoryBlock[] {
   if (NumberOfRuns > WIN_DMP_MAX_RUNS[bits])
-    throw bad(`the dump header claims ${NumberOfRuns} runs of memory, and has room for ${WIN_DMP_MAX_RUNS[bits]}`);
+    throw winDumpError(
+      `the dump header claims ${NumberOfRuns} runs of memory, and has room for ${WIN_DMP_MAX_RUNS[bits]}`,
+    );
   return runs.filter(({ PageCount }) => PageCount > 0n).map(blockOf);
 }
 
 function blockOf({ BasePage, PageCount }: WinDmpRun): MemoryBlock {
   const end = (BasePage + PageCount) * BigInt(PAGE_SIZE);
   if (end > BigInt(PHYSICAL_ADDRESS_LIMIT))
-    throw bad(
+    throw winDumpError(
       `a run of 0x${PageCount.toString(16)} pages from page 0x${BasePage.toString(16)} on ends above the 52 bits of x86 addresses`,
     );
   return { base: Number(BasePage) * PAGE_SIZE, length: Number(PageCount) * PAGE_SIZE };

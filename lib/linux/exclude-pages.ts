@@ -8,7 +8,6 @@
  */
 
 import { VmcoreError } from '../model/errors.js';
-import { DL_EXCLUDE_FREE, DL_EXCLUDE_ZERO } from '../formats/kdump.js';
 import { findVmcoreinfo } from '../formats/vmcoreinfo.js';
 import type { Guest } from '../model/guest.js';
 import { PageExclusion } from '../model/page-exclusion.js';
@@ -19,10 +18,12 @@ import { Damage } from './damage.js';
 import { FreeLists } from './free-lists.js';
 import { type KernelMemory, kernelMemory } from './kernel-memory.js';
 import { KernelSymbols } from './kernel-symbols.js';
-import { type MemoryMap, memoryMap } from './memory-map.js';
+import { memoryMap } from './memory-map.js';
 import { type PageLayout, pageLayout } from './page-layout.js';
 import { PageScanner } from './page-scanner.js';
 import { PageWalk } from './page-walk.js';
+import { DL_EXCLUDE_FREE, DL_EXCLUDE_ZERO } from '../model/dump-level.js';
+import type { MemoryMap } from './memory-section.js';
 
 /** Reasons to leave out pages that no level asks for; a bit that has flipped in struct page makes such a page. */
 const UNASKED = ['hwpoison', 'offline'] as const;

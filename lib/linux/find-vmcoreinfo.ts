@@ -11,7 +11,7 @@
  */
 
 import { VmcoreError } from '../model/errors.js';
-import { encodeNote, type ElfNote, NOTE_HEADER_SIZE, NOTE_NAME_VMCOREINFO } from '../formats/notes.js';
+import { encodeNote, NOTE_HEADER_SIZE, NOTE_NAME_VMCOREINFO } from '../formats/notes.js';
 import { decodeUtsname, UTSNAME_SIZE } from '../formats/kdump.js';
 import { parseVmcoreinfo, type Vmcoreinfo, vmcoreinfoNote } from '../formats/vmcoreinfo.js';
 import type { Guest } from '../model/guest.js';
@@ -25,6 +25,7 @@ import {
 import { PAGE_SIZE } from '../model/stage.js';
 import { type KernelMemory, kernelMemory } from './kernel-memory.js';
 import { KernelSymbols } from './kernel-symbols.js';
+import type { ElfNote } from '../model/note.js';
 
 /** VMCOREINFO as it was found in memory. */
 export interface FoundVmcoreinfo {

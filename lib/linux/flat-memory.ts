@@ -5,7 +5,7 @@
 import { VmcoreError } from '../model/errors.js';
 import type { KernelMemory } from './kernel-memory.js';
 import type { KernelSymbols } from './kernel-symbols.js';
-import type { MemoryMap, MemorySection } from './memory-map.js';
+import type { MemoryMap, MemorySection } from './memory-section.js';
 
 /** One array for all page frames from 0 on. */
 export class FlatMemory implements MemoryMap {

@@ -11,9 +11,9 @@ import { setImmediate as breathe } from 'node:timers/promises';
 import { PageSet } from '../model/page-set.js';
 import type { KernelMemory } from './kernel-memory.js';
 import type { KernelSymbols } from './kernel-symbols.js';
-import type { MemoryMap } from './memory-map.js';
 import { onlineNodes } from './nodes.js';
 import type { PageLayout } from './page-layout.js';
+import type { MemoryMap } from './memory-section.js';
 
 /** Zones that a node can have at most: more are damage */
 const MAX_ZONES = 8;

@@ -15,7 +15,7 @@ import { blockEnd, type MemoryBlock } from '../model/physical-memory.js';
 import { PAGE_SIZE } from '../model/stage.js';
 import type { KernelMemory } from './kernel-memory.js';
 import type { KernelSymbols } from './kernel-symbols.js';
-import type { MemoryMap, MemorySection, OnDamage } from './memory-map.js';
+import type { MemoryMap, MemorySection, OnDamage } from './memory-section.js';
 
 /** SECTION_MARKED_PRESENT */
 const PRESENT = 1n;

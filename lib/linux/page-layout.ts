@@ -12,8 +12,8 @@
  * | from 6.9   | the same                                   | _mapcount of the first is PAGE_HUGETLB_MAPCOUNT_VALUE |
  */
 
-import { DL_EXCLUDE_FREE } from '../formats/kdump.js';
 import type { KernelSymbols } from './kernel-symbols.js';
+import { DL_EXCLUDE_FREE } from '../model/dump-level.js';
 
 /** Bytes that struct page may have: 56 or 64 as a rule, 32 or 40 of 32-bit kernels, more with debugging (KMSAN). */
 const PAGE_STRUCT_MIN = 32n;

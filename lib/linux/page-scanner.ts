@@ -14,10 +14,10 @@
  * It is the loop over all pages of a guest: no allocation, no bigint, 64-bit members as two halves.
  */
 
-import { DL_EXCLUDE_CACHE, DL_EXCLUDE_CACHE_PRI, DL_EXCLUDE_FREE, DL_EXCLUDE_USER_DATA } from '../formats/kdump.js';
 import type { ExcludeReason, PageExclusion } from '../model/page-exclusion.js';
 import type { PageSet } from '../model/page-set.js';
 import type { BitMask, PageLayout } from './page-layout.js';
+import { DL_EXCLUDE_CACHE, DL_EXCLUDE_CACHE_PRI, DL_EXCLUDE_FREE, DL_EXCLUDE_USER_DATA } from '../model/dump-level.js';
 
 /** Bit 0 of compound_head: a page of a compound page that is not the first (PageTail) */
 const TAIL = 1;

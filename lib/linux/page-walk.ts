@@ -10,9 +10,9 @@ import { PageSet } from '../model/page-set.js';
 import { blockEnd, type MemoryBlock } from '../model/physical-memory.js';
 import { PAGE_SIZE } from '../model/stage.js';
 import type { Footprint, KernelMemory } from './kernel-memory.js';
-import type { MemoryMap, MemorySection, OnDamage } from './memory-map.js';
 import type { PageLayout } from './page-layout.js';
 import type { PageArray } from './page-scanner.js';
+import type { MemoryMap, MemorySection, OnDamage } from './memory-section.js';
 
 /** Struct pages of a piece: 1 MiB at 64 bytes each. More than any free block or compound page but one of 1 GiB has. */
 export const PIECE_PAGES = 16_384;

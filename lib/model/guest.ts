@@ -2,11 +2,11 @@
  * A guest: one machine at one instant. Everything that a vmcore is made of, whatever it came from.
  */
 
-import type { ElfNote } from '../formats/notes.js';
 import type { MissingPages, PageExclusion } from './page-exclusion.js';
 import type { MemoryBlock, PhysicalMemory } from './physical-memory.js';
 import type { SlabPool } from './slab-pool.js';
 import type { Chunk, Source } from './stage.js';
+import type { ElfNote } from './note.js';
 
 /** The machine's architecture: what the emulator or host can run, not the mode that a CPU is in. */
 export type Architecture = 'x86_64' | 'i386';

@@ -6,16 +6,16 @@
  * themselves on the way.
  */
 
+import { type PfnRun, PageSet } from './page-set.js';
+
+export type { PfnRun } from './page-set.js';
 import {
   DL_EXCLUDE_CACHE,
   DL_EXCLUDE_CACHE_PRI,
   DL_EXCLUDE_FREE,
   DL_EXCLUDE_USER_DATA,
   DL_EXCLUDE_ZERO,
-} from '../formats/kdump.js';
-import { type PfnRun, PageSet } from './page-set.js';
-
-export type { PfnRun } from './page-set.js';
+} from './dump-level.js';
 
 /** What `--exclude` calls the bits of a level. */
 export const EXCLUDE_NAMES = {

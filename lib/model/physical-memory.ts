@@ -157,6 +157,14 @@ export class PhysicalMemory {
   }
 }
 
+/** Bytes of a run that the guest has no memory for. */
+export function missingBytes({ regions }: PhysicalMemory, run: MemoryBlock): number {
+  return regions.reduce((missing, region) => {
+    const overlap = Math.min(blockEnd(region), blockEnd(run)) - Math.max(region.base, run.base);
+    return missing - Math.max(0, overlap);
+  }, run.length);
+}
+
 /** Index of the last block whose base is at or below `paddr`; -1 when there is none. */
 export function lastIndexAtOrBelow(blocks: readonly MemoryBlock[], paddr: number): number {
   let low = 0;

@@ -2,11 +2,11 @@
  * A guest whose memory is at hand as random access: all sources but streams end as one of these.
  */
 
-import type { ElfNote } from '../formats/notes.js';
 import type { Architecture, ChunkOptions, CpuState, Guest } from '../model/guest.js';
 import { type MemoryRegion, PhysicalMemory } from '../model/physical-memory.js';
 import type { Chunk, Source, StageOptions } from '../model/stage.js';
 import { MemorySource } from './memory-source.js';
+import type { ElfNote } from '../model/note.js';
 
 /** What a MemoryGuest is made of. */
 export interface MemoryGuestFields {

@@ -9,7 +9,7 @@ import type { PageExclusion } from '../model/page-exclusion.js';
 import { blockEnd, type DataRun, dataRuns, type MemoryBlock, type MemoryRegion } from '../model/physical-memory.js';
 import { SlabPool } from '../model/slab-pool.js';
 import { type Chunk, type DeferredChunk, PAGE_SIZE, Source, type StageOptions } from '../model/stage.js';
-import { intersect } from '../transforms/range-filter.js';
+import { intersect } from '../model/range.js';
 
 /** Holes smaller than this are read: a system call less is worth more than some zeros. */
 const SMALLEST_HOLE = 64 * 1024;

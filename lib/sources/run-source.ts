@@ -50,11 +50,3 @@ function* runRegions({ regions }: PhysicalMemory, run: MemoryBlock): Generator<M
 function zeros(from: number, to: number): MemoryRegion {
   return { base: from, length: to - from, backing: null, offset: 0 };
 }
-
-/** Bytes of a run that the guest has no memory for. */
-export function missingBytes({ regions }: PhysicalMemory, run: MemoryBlock): number {
-  return regions.reduce((missing, region) => {
-    const overlap = Math.min(blockEnd(region), blockEnd(run)) - Math.max(region.base, run.base);
-    return missing - Math.max(0, overlap);
-  }, run.length);
-}

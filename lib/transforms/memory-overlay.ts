@@ -3,50 +3,8 @@
  * written: pages that differ are copies, in a map by page frame number.
  */
 
-import { PhysicalMemory } from '../model/physical-memory.js';
+import type { OverlayPages } from '../model/overlaid-memory.js';
 import { type Chunk, PAGE_SIZE, releaseChunk, sliceChunk, Stage, type StageOptions } from '../model/stage.js';
-
-/** Whole pages that differ from the guest's, by page frame number. */
-export type OverlayPages = ReadonlyMap<number, Uint8Array>;
-
-/** The guest's memory, with writes that stay here: who reads after a write reads what was written. */
-export class OverlaidMemory extends PhysicalMemory {
-  readonly #pages = new Map<number, Uint8Array>();
-
-  /** @param memory what is under it; is not changed */
-  constructor(memory: PhysicalMemory) {
-    super(memory.regions);
-  }
-
-  /** The pages that were written to. */
-  get pages(): OverlayPages {
-    return this.#pages;
-  }
-
-  override read(paddr: number, into: Uint8Array): boolean {
-    const whole = super.read(paddr, into);
-    for (let pfn = Math.floor(paddr / PAGE_SIZE); pfn * PAGE_SIZE < paddr + into.length; pfn++) {
-      const page = this.#pages.get(pfn);
-      if (!page) continue;
-      const from = Math.max(paddr, pfn * PAGE_SIZE);
-      const to = Math.min(paddr + into.length, (pfn + 1) * PAGE_SIZE);
-      into.set(page.subarray(from - pfn * PAGE_SIZE, to - pfn * PAGE_SIZE), from - paddr);
-    }
-    return whole;
-  }
-
-  /** Writes bytes that are in one page. */
-  write(paddr: number, bytes: Uint8Array): void {
-    const pfn = Math.floor(paddr / PAGE_SIZE);
-    let page = this.#pages.get(pfn);
-    if (!page) {
-      page = new Uint8Array(PAGE_SIZE);
-      super.read(pfn * PAGE_SIZE, page);
-      this.#pages.set(pfn, page);
-    }
-    page.set(bytes, paddr - pfn * PAGE_SIZE);
-  }
-}
 
 /** Chunks in; the same chunks out, cut around the pages that are replaced. Comes before pages are aligned or compressed. */
 export class MemoryOverlay extends Stage<Chunk, Chunk> {

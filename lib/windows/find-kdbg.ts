@@ -28,7 +28,9 @@ import { SlabPool } from '../model/slab-pool.js';
 import { chunkBytes, PAGE_SIZE, releaseChunk } from '../model/stage.js';
 import { pagingMode } from '../paging/mapping-resolver.js';
 import { VirtualMemory } from '../paging/virtual-memory.js';
-import { hasWinDmpHeader, kernelCpu, requireMemory, winDmpHeaderOf } from '../layouts/win-dmp-layout.js';
+import { hasWinDmpHeader, winDmpHeaderOf } from './header-note.js';
+import { kernelCpu } from './kernel-cpu.js';
+import { requireMemory } from './random-access.js';
 
 /** What a search takes. */
 export interface FindKdbgOptions {

@@ -15,7 +15,6 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { dump } from '../../lib/dump.js';
-import { DL_EXCLUDE_CACHE, DL_EXCLUDE_USER_DATA, DL_EXCLUDE_ZERO } from '../../lib/formats/kdump.js';
 import { findVmcoreinfo } from '../../lib/formats/vmcoreinfo.js';
 import type { Guest } from '../../lib/model/guest.js';
 import { deviceMemoryStart } from '../../lib/linux/device-memory.js';
@@ -28,6 +27,7 @@ import { type BusyName, busyGuest, needsBusyGuests } from '../guests/busy.js';
 import { forkyMakedumpfile, needsForky } from '../guests/forky.js';
 import { needsTools } from '../tools.js';
 import { type MakedumpfilePages, makedumpfilePages } from './makedumpfile-pages.js';
+import { DL_EXCLUDE_CACHE, DL_EXCLUDE_USER_DATA, DL_EXCLUDE_ZERO } from '../../lib/model/dump-level.js';
 
 const ALL = 31;
 const LEVELS = [1, 2, 4, 8, 16, 17, ALL];

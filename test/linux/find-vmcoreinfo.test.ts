@@ -1,5 +1,5 @@
 import t from 'tap';
-import { encodeNote, type ElfNote, NOTE_NAME_VMCOREINFO } from '../../lib/formats/notes.js';
+import { encodeNote, NOTE_NAME_VMCOREINFO } from '../../lib/formats/notes.js';
 import type { Guest, LiveReport } from '../../lib/model/guest.js';
 import { findVmcoreinfoInMemory } from '../../lib/linux/find-vmcoreinfo.js';
 import { withVmcoreinfo } from '../../lib/linux/with-vmcoreinfo.js';
@@ -8,6 +8,7 @@ import { MemoryGuest } from '../../lib/sources/memory-guest.js';
 import { PAGE_SIZE } from '../../lib/model/stage.js';
 import { BufferBacking } from '../guest-fixture.js';
 import { IMAGE, SyntheticKernel } from './synthetic-kernel.js';
+import type { ElfNote } from '../../lib/model/note.js';
 
 const MIB = 2 ** 20;
 const TEXT_AT = 7 * MIB;

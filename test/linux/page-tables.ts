@@ -1,10 +1,10 @@
 /** Page tables in a buffer, which begins with the top one. */
 
-import type { ElfNote } from '../../lib/formats/notes.js';
 import { KernelMemory, type KernelTables } from '../../lib/linux/kernel-memory.js';
 import { MemoryGuest } from '../../lib/sources/memory-guest.js';
 import { PAGE_SIZE } from '../../lib/model/stage.js';
 import { BufferBacking } from '../guest-fixture.js';
+import type { ElfNote } from '../../lib/model/note.js';
 
 const MIB = 2 ** 20;
 const GIB = 2 ** 30;

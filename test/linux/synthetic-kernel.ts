@@ -7,11 +7,12 @@
  */
 
 import { encodeUtsname } from '../../lib/formats/kdump.js';
-import { encodeNote, type ElfNote, NOTE_NAME_VMCOREINFO } from '../../lib/formats/notes.js';
+import { encodeNote, NOTE_NAME_VMCOREINFO } from '../../lib/formats/notes.js';
 import { START_KERNEL_MAP } from '../../lib/linux/kernel-memory.js';
 import { MemoryGuest } from '../../lib/sources/memory-guest.js';
 import { PAGE_SIZE } from '../../lib/model/stage.js';
 import { BufferBacking } from '../guest-fixture.js';
+import type { ElfNote } from '../../lib/model/note.js';
 
 const MIB = 2 ** 20;
 const LONG = 8;

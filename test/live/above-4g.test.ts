@@ -6,7 +6,7 @@
 import { rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
-import { openGuest } from '../../lib/sources/open.js';
+import { openGuest } from '../../lib/open-guest.js';
 import { dumpSparse } from '../guests/oracle.js';
 import type { QemuOptions } from '../guests/qemu.js';
 import { compareElf } from '../oracle/compare-elf.js';

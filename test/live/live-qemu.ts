@@ -10,7 +10,7 @@ import type { Test } from 'tap';
 import { dump } from '../../lib/dump.js';
 import type { LiveReport } from '../../lib/model/guest.js';
 import type { DumpRequest } from '../../lib/request.js';
-import { openGuest, type OpenGuestOptions } from '../../lib/sources/open.js';
+import { openGuest, type OpenGuestOptions } from '../../lib/open-guest.js';
 import { bootLinux, linuxKernel, missingForLinux } from '../guests/linux.js';
 import { cacheFolder } from '../guests/places.js';
 import { Qemu, type QemuOptions, roomyFolder } from '../guests/qemu.js';

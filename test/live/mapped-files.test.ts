@@ -6,7 +6,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import type { LiveReport } from '../../lib/model/guest.js';
-import { openGuest } from '../../lib/sources/open.js';
+import { openGuest } from '../../lib/open-guest.js';
 import { compareElf } from '../oracle/compare-elf.js';
 import { needsMount, needsTools } from '../tools.js';
 import { bootLive, dumpLive, type LiveGuest, liveQemus, MIB } from './live-qemu.js';

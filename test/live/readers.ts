@@ -9,7 +9,7 @@ import { join } from 'node:path';
 import type { Test } from 'tap';
 import { findVmcoreinfo } from '../../lib/formats/vmcoreinfo.js';
 import { FORMATS, type Format } from '../../lib/request.js';
-import { openGuest } from '../../lib/sources/open.js';
+import { openGuest } from '../../lib/open-guest.js';
 import { readElf } from '../guests/elf-oracle.js';
 import { findBanner } from '../oracle/linux-banner.js';
 import { needsPython, needsTools } from '../tools.js';

@@ -4,7 +4,7 @@ import { spawnSync } from 'node:child_process';
 import { existsSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import t from 'tap';
-import type { OpenGuestOptions } from '../../lib/sources/open.js';
+import type { OpenGuestOptions } from '../../lib/open-guest.js';
 import { readCrashDump } from '../crash-dump-reader.js';
 import type { WindowsGuestName } from '../guests/windows.js';
 import { needsTools } from '../tools.js';

@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { dump } from '../../lib/dump.js';
 import type { Guest } from '../../lib/model/guest.js';
-import { openGuest } from '../../lib/sources/open.js';
+import { openGuest } from '../../lib/open-guest.js';
 import { GUEST_NAMES, missingTools, ORACLE_GUESTS, type OracleGuest, oracleGuest } from '../guests/oracle.js';
 import { skipUnless } from '../tools.js';
 import { compareElf, type Expectation } from './compare-elf.js';

@@ -15,7 +15,7 @@ import { openElfCore } from '../../lib/sources/elf/elf-core.js';
 import { FileBacking } from '../../lib/io/file-backing.js';
 import { openGuestDescription } from '../../lib/sources/description/guest-description.js';
 import { openKdump } from '../../lib/sources/kdump/kdump-core.js';
-import { openGuest } from '../../lib/sources/open.js';
+import { openGuest } from '../../lib/open-guest.js';
 import { bitRuns } from '../../lib/sources/kdump/page-bitmap.js';
 import { type GuestName, missingTools, oracleGuest } from '../guests/oracle.js';
 import { CLI, needsPython, needsTools, PYTHON, skipUnless } from '../tools.js';

@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import t from 'tap';
 import { dump } from '../../lib/dump.js';
 import { findVmcoreinfo } from '../../lib/formats/vmcoreinfo.js';
-import { openGuest } from '../../lib/sources/open.js';
+import { openGuest } from '../../lib/open-guest.js';
 import { type GuestName, missingTools, oracleGuest } from '../guests/oracle.js';
 import { needsPython, needsTools, PYTHON, skipUnless } from '../tools.js';
 import { findBanner } from './linux-banner.js';

@@ -13,7 +13,7 @@ import { NOTE_HEADER_SIZE, parseNotes } from '../../lib/formats/notes.js';
 import type { Guest } from '../../lib/model/guest.js';
 import { inspect } from '../../lib/inspect.js';
 import { MemoryGuest } from '../../lib/sources/memory-guest.js';
-import { openGuest } from '../../lib/sources/open.js';
+import { openGuest } from '../../lib/open-guest.js';
 import { type CrashDump, readCrashDump } from '../crash-dump-reader.js';
 import { BufferBacking } from '../guest-fixture.js';
 import {

@@ -17,7 +17,7 @@ import {
   parseGuestDescription,
   writeGuestDescription,
 } from '../../lib/sources/description/guest-description.js';
-import { openGuest } from '../../lib/sources/open.js';
+import { openGuest } from '../../lib/open-guest.js';
 import { REPOSITORY } from '../guests/places.js';
 
 const PAGE = 4096;

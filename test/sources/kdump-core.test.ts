@@ -12,7 +12,7 @@ import type { ByteInput } from '../../lib/io/byte-input.js';
 import { dump } from '../../lib/dump.js';
 import { decodePrstatus } from '../../lib/formats/notes.js';
 import { demoGuest } from '../../lib/sources/demo/demo.js';
-import { openGuest } from '../../lib/sources/open.js';
+import { openGuest } from '../../lib/open-guest.js';
 import { openKdump } from '../../lib/sources/kdump/kdump-core.js';
 import { DEFAULT_KDUMP_LIMITS } from '../../lib/sources/kdump/kdump-headers.js';
 import { openKdumpStream } from '../../lib/sources/kdump/kdump-stream.js';

@@ -9,14 +9,15 @@ import t from 'tap';
 import { VmcoreError } from '../../lib/model/errors.js';
 import { encodeWinContext, setWinDmpFields, setWinDmpRuns } from '../../lib/formats/win-dmp.js';
 import { inspect } from '../../lib/inspect.js';
-import { openGuest, openStream } from '../../lib/sources/open.js';
+import { openGuest, openStream } from '../../lib/open-guest.js';
 import { runChunks } from '../../lib/sources/run-source.js';
 import { openWinDmp, type WinDmpGuest } from '../../lib/sources/windows/win-dmp-core.js';
 import { MemoryOverlay } from '../../lib/transforms/memory-overlay.js';
 import { WinDmpFramer } from '../../lib/transforms/win-dmp-framer.js';
-import { planWinDmp, winDmpHeaderOf } from '../../lib/layouts/win-dmp-layout.js';
+import { planWinDmp } from '../../lib/layouts/win-dmp-layout.js';
 import { Collector } from '../kdump-fixture.js';
 import { MEMORY, PLACES, type WindowsFixtureOptions, windowsGuestFixture } from '../windows-fixture.js';
+import { winDmpHeaderOf } from '../../lib/windows/header-note.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'vmcore-win-dmp-'));
 const path = join(folder, 'memory.dmp');

@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import t from 'tap';
 import { encodeUtsname, type Utsname } from '../../lib/formats/kdump.js';
-import { type ElfNote, encodeNote } from '../../lib/formats/notes.js';
+import { encodeNote } from '../../lib/formats/notes.js';
 import { vmcoreinfoNote } from '../../lib/formats/vmcoreinfo.js';
 import type { MemoryBlock } from '../../lib/model/physical-memory.js';
 import { MemoryGuest } from '../../lib/sources/memory-guest.js';
@@ -9,6 +9,7 @@ import { guestUtsname } from '../../lib/linux/guest-utsname.js';
 import { bitmapExtents } from '../../lib/layouts/kdump-bitmap.js';
 import { encodeKdumpHead, planKdump } from '../../lib/layouts/kdump-layout.js';
 import { BufferBacking, patternGuest } from '../guest-fixture.js';
+import type { ElfNote } from '../../lib/model/note.js';
 
 const K = 1024;
 const codec = 'zlib';

@@ -3,9 +3,10 @@ import { pipelinePromise, Readable, Writable } from 'streamx';
 import t from 'tap';
 import { PhysicalMemory } from '../../lib/model/physical-memory.js';
 import type { Chunk } from '../../lib/model/stage.js';
-import { MemoryOverlay, OverlaidMemory } from '../../lib/transforms/memory-overlay.js';
+import { MemoryOverlay } from '../../lib/transforms/memory-overlay.js';
 import { addressPattern, BufferBacking } from '../guest-fixture.js';
 import { chunkOf, plain } from '../plain-chunk.js';
+import { OverlaidMemory } from '../../lib/model/overlaid-memory.js';
 
 async function through(chunks: readonly Chunk[], pages: ReadonlyMap<number, Uint8Array>): Promise<Chunk[]> {
   const out: Chunk[] = [];

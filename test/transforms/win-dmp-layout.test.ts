@@ -11,14 +11,10 @@ import type { MemoryGuest } from '../../lib/sources/memory-guest.js';
 import { runChunks } from '../../lib/sources/run-source.js';
 import { MemoryOverlay } from '../../lib/transforms/memory-overlay.js';
 import { WinDmpFramer } from '../../lib/transforms/win-dmp-framer.js';
-import {
-  planWinDmp,
-  type WinDmpLayout,
-  type WinDmpLayoutOptions,
-  winDmpHeaderOf,
-} from '../../lib/layouts/win-dmp-layout.js';
+import { planWinDmp, type WinDmpLayout, type WinDmpLayoutOptions } from '../../lib/layouts/win-dmp-layout.js';
 import { Collector } from '../kdump-fixture.js';
 import { MEMORY, PAGES, PLACES, type WindowsFixtureOptions, windowsGuestFixture } from '../windows-fixture.js';
+import { winDmpHeaderOf } from '../../lib/windows/header-note.js';
 
 const BITS = [64, 32] as const;
 

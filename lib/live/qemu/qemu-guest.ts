@@ -4,7 +4,6 @@
  */
 
 import { VmcoreError } from '../../model/errors.js';
-import type { ElfNote } from '../../formats/notes.js';
 import type { Architecture, ChunkOptions, CpuState, Guest, LiveMachine, LiveReport } from '../../model/guest.js';
 import type { MemoryBlock, PhysicalMemory } from '../../model/physical-memory.js';
 import type { QmpClient } from '../../qmp/protocol/client.js';
@@ -19,6 +18,7 @@ import type { MemoryPath, OpenQemuOptions } from './options.js';
 import { Patience, PatientClient } from './patience.js';
 import { Pause } from './pause.js';
 import { SpoolFile } from '../../io/spool-file.js';
+import type { ElfNote } from '../../model/note.js';
 
 /** What is tried before QEMU's own dump. */
 const WAYS: Readonly<Record<MemoryPath, readonly ('file' | 'proc')[]>> = {

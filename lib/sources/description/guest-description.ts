@@ -12,7 +12,6 @@
 import { dirname, resolve } from 'node:path';
 import * as z from 'zod';
 import { messageOf, VmcoreError } from '../../model/errors.js';
-import type { ElfNote } from '../../formats/notes.js';
 import {
   type CpuState,
   GENERAL_REGISTERS,
@@ -29,6 +28,7 @@ import { MemoryGuest } from '../memory-guest.js';
 import { EFER_LMA, readRegisters } from '../raw/registers.js';
 import { readSmallFile } from '../../io/small-file.js';
 import { readVmcoreinfo } from '../raw/vmcoreinfo-file.js';
+import type { ElfNote } from '../../model/note.js';
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The schema

@@ -28,10 +28,11 @@ import {
   PT_LOAD,
   PT_NOTE,
 } from '../../formats/elf.js';
-import { type ElfNote, NOTE_NAME_CORE, parseNotes, splitNotes } from '../../formats/notes.js';
+import { NOTE_NAME_CORE, parseNotes, splitNotes } from '../../formats/notes.js';
 import type { Architecture, CpuState } from '../../model/guest.js';
 import { PHYSICAL_ADDRESS_LIMIT } from '../../model/physical-memory.js';
 import { splitVirtualBoxNotes } from './vbox-notes.js';
+import type { ElfNote } from '../../model/note.js';
 
 /** What a core's headers may make us hold, and go through. */
 export interface ElfLimits {

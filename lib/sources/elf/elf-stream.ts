@@ -12,12 +12,10 @@
  */
 
 import { VmcoreError } from '../../model/errors.js';
-import type { ElfNote } from '../../formats/notes.js';
 import type { Architecture, ChunkOptions, CpuState, Guest } from '../../model/guest.js';
 import { blockEnd, type MemoryBlock } from '../../model/physical-memory.js';
 import { SlabPool } from '../../model/slab-pool.js';
 import { type Chunk, Source, type StageOptions } from '../../model/stage.js';
-import { intersect } from '../../transforms/range-filter.js';
 import { type ByteInput, type ByteSource, openByteInput } from '../../io/byte-input.js';
 import {
   checkStored,
@@ -33,6 +31,8 @@ import {
 } from './elf-headers.js';
 import { inStreamOrder, resolveMemory, type StoredBlock } from './elf-memory.js';
 import { isXenCore } from './xen-core.js';
+import type { ElfNote } from '../../model/note.js';
+import { intersect } from '../../model/range.js';
 
 /** How much of a stream's front is buffered at most: 2^18 program headers, the notes, and room for section headers. */
 const FRONT_LIMIT = 32 << 20;

@@ -6,8 +6,8 @@
  * context, whose layout was that of the build.
  */
 
-import type { ElfNote } from '../../formats/notes.js';
 import type { CpuState, GeneralRegister, Segment, SegmentRegister } from '../../model/guest.js';
+import type { ElfNote } from '../../model/note.js';
 
 /** Name and n_type of the note that describes the core (g_pcszCoreVBoxCore, NT_VBOXCORE) */
 export const NOTE_NAME_VBCORE = 'VBCORE';

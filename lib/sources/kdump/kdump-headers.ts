@@ -22,11 +22,12 @@ import {
   MAIN_HEADER_BLOCKS,
   SUB_HEADER_SIZE,
 } from '../../formats/kdump.js';
-import { type ElfNote, NOTE_NAME_CORE, NT_PRSTATUS, parseNotes, prstatusLongMode } from '../../formats/notes.js';
+import { NOTE_NAME_CORE, NT_PRSTATUS, parseNotes, prstatusLongMode } from '../../formats/notes.js';
 import { vmcoreinfoNote } from '../../formats/vmcoreinfo.js';
 import { PHYSICAL_ADDRESS_LIMIT } from '../../model/physical-memory.js';
 import { foreignLayout, foreignMachine, foreignNotes } from './foreign-kdump.js';
 import type { RandomFile } from '../../io/random-file.js';
+import type { ElfNote } from '../../model/note.js';
 
 /** What a kdump may make us hold. */
 export interface KdumpLimits {

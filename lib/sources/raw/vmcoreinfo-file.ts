@@ -1,9 +1,9 @@
 /** A file with VMCOREINFO, for a guest that does not bring it: the text as the kernel has it, or a whole ELF note. */
 
 import { VmcoreError } from '../../model/errors.js';
-import type { ElfNote } from '../../formats/notes.js';
 import { fileNote, VMCOREINFO_LIMIT } from '../../formats/vmcoreinfo.js';
 import { readSmallFile } from '../../io/small-file.js';
+import type { ElfNote } from '../../model/note.js';
 
 /**
  * The note that a file holds.

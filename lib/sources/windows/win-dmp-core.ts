@@ -24,9 +24,11 @@ import {
 import type { CpuState } from '../../model/guest.js';
 import { blockEnd, type MemoryBlock, type MemoryRegion, PhysicalMemory } from '../../model/physical-memory.js';
 import { VirtualMemory } from '../../paging/virtual-memory.js';
-import { checkRuns, frameOf, framePlaces, kernelControl, kernelCpu } from '../../layouts/win-dmp-layout.js';
+import { checkRuns } from '../../layouts/win-dmp-layout.js';
 import { FileBacking } from '../../io/file-backing.js';
 import { MemoryGuest, type MemoryGuestFields } from '../memory-guest.js';
+import { frameOf, framePlaces } from '../../windows/context-frames.js';
+import { kernelControl, kernelCpu } from '../../windows/kernel-cpu.js';
 
 /** A guest that came from a Windows crash dump. */
 export class WinDmpGuest extends MemoryGuest {

@@ -6,16 +6,16 @@
  */
 
 import { closeSync, fstatSync, readSync, type Stats } from 'node:fs';
-import { ioError, VmcoreError } from '../model/errors.js';
-import { ELFMAG } from '../formats/elf.js';
-import { FLATTENED_SIGNATURE } from '../formats/flattened.js';
-import { DISKDUMP_SIGNATURE, KDUMP_SIGNATURE } from '../formats/kdump.js';
-import { winDmpBits } from '../formats/win-dmp.js';
-import type { Guest } from '../model/guest.js';
-import { parseSize } from '../model/sizes.js';
-import { type ByteSource, type DescriptorSource, PeekedInput } from '../io/byte-input.js';
-import { openToRead } from '../io/open-to-read.js';
-import type { OpenQemuOptions } from '../live/qemu/options.js';
+import { ioError, VmcoreError } from './model/errors.js';
+import { ELFMAG } from './formats/elf.js';
+import { FLATTENED_SIGNATURE } from './formats/flattened.js';
+import { DISKDUMP_SIGNATURE, KDUMP_SIGNATURE } from './formats/kdump.js';
+import { winDmpBits } from './formats/win-dmp.js';
+import type { Guest } from './model/guest.js';
+import { parseSize } from './model/sizes.js';
+import { type ByteSource, type DescriptorSource, PeekedInput } from './io/byte-input.js';
+import { openToRead } from './io/open-to-read.js';
+import type { OpenQemuOptions } from './live/qemu/options.js';
 
 /** What a raw memory file does not say of itself. */
 interface RawMemoryOptions {
@@ -66,8 +66,8 @@ export async function openGuest(source: string, options: OpenGuestOptions = {}):
 /** Connects and opens the machine; the connection is closed with the guest, or when there is none. */
 async function openLive(address: string, options: OpenGuestOptions): Promise<Guest> {
   const [{ connectQmp }, { openQemu }] = await Promise.all([
-    import('../qmp/protocol/client.js'),
-    import('../live/qemu/qemu-guest.js'),
+    import('./qmp/protocol/client.js'),
+    import('./live/qemu/qemu-guest.js'),
   ]);
   const client = await connectQmp(address, options);
   try {
@@ -78,14 +78,14 @@ async function openLive(address: string, options: OpenGuestOptions): Promise<Gue
   }
 }
 
-const raw = () => import('./raw/raw-memory.js');
-const demo = () => import('./demo/demo.js');
-const elfCore = () => import('./elf/elf-core.js');
-const elfStream = () => import('./elf/elf-stream.js');
-const kdumpCore = () => import('./kdump/kdump-core.js');
-const kdumpStream = () => import('./kdump/kdump-stream.js');
-const winDmpCore = () => import('./windows/win-dmp-core.js');
-const description = () => import('./description/guest-description.js');
+const raw = () => import('./sources/raw/raw-memory.js');
+const demo = () => import('./sources/demo/demo.js');
+const elfCore = () => import('./sources/elf/elf-core.js');
+const elfStream = () => import('./sources/elf/elf-stream.js');
+const kdumpCore = () => import('./sources/kdump/kdump-core.js');
+const kdumpStream = () => import('./sources/kdump/kdump-stream.js');
+const winDmpCore = () => import('./sources/windows/win-dmp-core.js');
+const description = () => import('./sources/description/guest-description.js');
 
 /** What stdin is decides: a file can seek, all else is a stream. */
 async function openDescriptor(fd: number): Promise<Guest> {
