@@ -4,7 +4,7 @@
  */
 
 import { VmcoreError } from './errors.js';
-import { ELFCLASS64, EM_X86_64, PT_LOAD } from './formats/elf.js';
+import { ELFCLASS64, EM_X86_64, NO_PHYSICAL_ADDRESS, PT_LOAD } from './formats/elf.js';
 import { PAGE_CODEC_FLAGS } from './formats/kdump.js';
 import { findVmcoreinfo, vmcoreinfoFacts } from './formats/vmcoreinfo.js';
 import type { ElfNote } from './formats/notes.js';
@@ -12,7 +12,7 @@ import type { CpuState, Guest } from './guest.js';
 import { type InspectedWinDmp, inspectWinDmp } from './inspect-win-dmp.js';
 import type { CompletedGuest } from './linux/with-vmcoreinfo.js';
 import { EXCLUDE_NAMES, EXCLUDE_REASONS, type ExcludeReason } from './page-exclusion.js';
-import { type CoreProgramHeaders, ElfCoreGuest } from './sources/elf-core.js';
+import { ElfCoreGuest } from './sources/elf-core.js';
 import { KdumpGuest, type KdumpPageCounts } from './sources/kdump-core.js';
 import type { PageCensus } from './sources/kdump-pages.js';
 import { type OpenGuestOptions, openGuest } from './sources/open.js';
@@ -37,7 +37,8 @@ export interface InspectedCpu {
 /** A run of physical memory, and where it is mapped when the vmcore says so. */
 export interface InspectedMapping {
   readonly vaddr: string;
-  readonly paddr: string;
+  /** null when it has no physical address (/proc/kcore) */
+  readonly paddr: string | null;
   /** bytes of memory (p_memsz) */
   readonly length: number;
   /** bytes of it that the file holds (p_filesz) */
@@ -81,7 +82,11 @@ export interface Inspection {
   readonly memory: {
     readonly bytes: number;
     readonly blocks: readonly { readonly base: string; readonly length: number }[];
+    /** pages of it that the source lacks, because they were left out when it was made */
+    readonly leftOut: number;
   };
+  /** what the source leaves open and was decided by a rule, with what to do where that is wrong; null as a rule */
+  readonly assumption: string | null;
   /** PT_LOADs with virtual addresses (a dump with paging); empty otherwise */
   readonly mappings: readonly InspectedMapping[];
   /** kdump: header fields by their names, and what the pages are; null for other formats */
@@ -125,7 +130,7 @@ export async function inspect(source: string, options: InspectOptions = {}): Pro
 
 async function inspectGuest(source: string, guest: Guest, notes: readonly ElfNote[]): Promise<Inspection> {
   const kdump = guest instanceof KdumpGuest ? guest : null;
-  const elf = guest instanceof ElfCoreGuest ? await guest.programHeaders() : null;
+  const elf = guest instanceof ElfCoreGuest ? guest : null;
   const winDmp = inspectWinDmp(guest);
   // A Windows driver's note goes by the same name.
   const info = winDmp ? null : findVmcoreinfo(notes);
@@ -137,7 +142,9 @@ async function inspectGuest(source: string, guest: Guest, notes: readonly ElfNot
     memory: {
       bytes: guest.blocks.reduce((sum, block) => sum + block.length, 0),
       blocks: guest.blocks.map(({ base, length }) => ({ base: hex(base), length })),
+      leftOut: guest.missing?.count ?? 0,
     },
+    assumption: guest.assumption ?? null,
     mappings: elf ? virtualMappings(elf) : [],
     kdump: kdump && inspectKdump(kdump),
     pages: null,
@@ -152,7 +159,7 @@ function plain(value: string | number | boolean | bigint | null): string | numbe
   return typeof value === 'bigint' ? hex(value) : value;
 }
 
-function elfFormat({ header }: CoreProgramHeaders): string {
+function elfFormat({ header }: ElfCoreGuest): string {
   return `ELF${header.class === ELFCLASS64 ? 64 : 32} core, ${header.machine === EM_X86_64 ? 'EM_X86_64' : 'EM_386'}`;
 }
 
@@ -260,12 +267,12 @@ function inspectCpu(cpu: CpuState): InspectedCpu {
 }
 
 /** A dump without paging has p_vaddr = p_paddr, which says nothing. */
-function virtualMappings({ programHeaders }: CoreProgramHeaders): InspectedMapping[] {
+function virtualMappings({ programHeaders }: ElfCoreGuest): InspectedMapping[] {
   const loads = programHeaders.filter(({ type }) => type === PT_LOAD);
   if (loads.every(({ vaddr, paddr }) => vaddr === BigInt(paddr) || vaddr === 0n)) return [];
   return loads.map(({ vaddr, paddr, memsz, filesz }) => ({
     vaddr: hex(vaddr),
-    paddr: hex(paddr),
+    paddr: paddr === NO_PHYSICAL_ADDRESS ? null : hex(paddr),
     length: memsz,
     stored: filesz,
   }));

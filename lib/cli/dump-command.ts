@@ -110,7 +110,7 @@ export function builder(yargs: Argv): Argv {
     .option('keep-layout', {
       type: 'boolean',
       default: false,
-      describe: 'elf: make pages that are left out zeros instead of ending segments there',
+      describe: 'elf: make pages that are left out zeros instead of segments without bytes',
     })
     .option('find-vmcoreinfo', {
       type: 'boolean',

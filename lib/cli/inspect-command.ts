@@ -42,6 +42,7 @@ export async function handler({ file, pages, json }: InspectArguments): Promise<
 export function inspectionText(inspection: Inspection): string {
   return [
     `${inspection.source}: ${inspection.format}, ${inspection.architecture}`,
+    ...(inspection.assumption === null ? [] : [`warning: ${inspection.assumption}`]),
     ...cpuLines(inspection),
     ...memoryLines(inspection),
     ...mappingLines(inspection),
@@ -63,9 +64,14 @@ function cpuLines({ cpus }: Inspection): string[] {
 function memoryLines({ memory }: Inspection): string[] {
   const end = (base: string, length: number) => `0x${(Number(base) + length - 1).toString(16)}`;
   return [
-    `memory: ${formatSize(memory.bytes)} in ${memory.blocks.length} ${memory.blocks.length === 1 ? 'block' : 'blocks'}`,
+    `memory: ${formatSize(memory.bytes)} in ${memory.blocks.length} ${memory.blocks.length === 1 ? 'block' : 'blocks'}${leftOutText(memory.leftOut)}`,
     ...memory.blocks.map(({ base, length }) => `  ${base} - ${end(base, length)}  ${formatSize(length)}`),
   ];
+}
+
+function leftOutText(pages: number): string {
+  if (pages === 0) return '';
+  return pages === 1 ? ', 1 page of it left out' : `, ${pages} pages of it left out`;
 }
 
 function mappingLines({ mappings }: Inspection): string[] {
@@ -75,7 +81,7 @@ function mappingLines({ mappings }: Inspection): string[] {
     `mappings: ${mappings.length}`,
     ...mappings
       .slice(0, MAPPINGS_SHOWN)
-      .map(({ vaddr, paddr, length }) => `  ${vaddr} -> ${paddr}  ${formatSize(length)}`),
+      .map(({ vaddr, paddr, length }) => `  ${vaddr} -> ${paddr ?? 'no physical address'}  ${formatSize(length)}`),
     ...(more > 0 ? [`  and ${more} more (--json has all)`] : []),
   ];
 }

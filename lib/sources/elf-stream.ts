@@ -8,12 +8,14 @@
  * Chunks come in the order of the core's bytes. That is the order of addresses for every writer seen (QEMU, Cloud
  * Hypervisor, VirtualBox, /proc/vmcore without its text segment); a core whose PT_LOADs are sorted differently comes
  * in the order of the file, which a framer and a seekable sink take as well, while a byte stream refuses it. Bytes
- * that no PT_LOAD names are skipped; bytes that several name (QEMU's paging dump) are passed on once.
+ * that no PT_LOAD names are skipped; bytes that several name (QEMU's paging dump) are passed on once. Memory that stands
+ * at two places is taken once, and compared by digests (elf-repeats.ts).
  */
 
 import { VmcoreError } from '../errors.js';
 import type { ElfNote } from '../formats/notes.js';
 import type { Architecture, ChunkOptions, CpuState, Guest } from '../guest.js';
+import type { MissingPages } from '../page-exclusion.js';
 import { blockEnd, type MemoryBlock } from '../physical-memory.js';
 import { SlabPool } from '../slab-pool.js';
 import { type Chunk, Source, type StageOptions } from '../stage.js';
@@ -31,7 +33,8 @@ import {
   storedEnd,
   truncatedError,
 } from './elf-headers.js';
-import { inStreamOrder, resolveMemory, type StoredBlock } from './elf-memory.js';
+import { inStreamOrder, leftOutPages, machineBlocks, resolveMemory, type StoredBlock } from './elf-memory.js';
+import { RepeatWatch, repeatedMemory } from './elf-repeats.js';
 import { isXenCore } from './xen-core.js';
 
 /** How much of a stream's front is buffered at most: 2^18 program headers, the notes, and room for section headers. */
@@ -40,7 +43,7 @@ const FRONT_LIMIT = 32 << 20;
 const FRONT_START = 64 << 10;
 /** What is skipped is read into a buffer of this size. */
 const SKIP_BYTES = 64 << 10;
-/** Zeros are passed on in pieces of this size, so that progress is steady. */
+/** What was left out is passed on as holes of this size, so that progress is steady. */
 const HOLE_BYTES = 64 << 20;
 /** What may follow the memory, and is read so that the writer does not fail: QEMU's section names. */
 const TAIL_LIMIT = 16 << 20;
@@ -84,6 +87,8 @@ class ForwardReader implements CoreReader {
   #frontLength = 0;
   /** where `fill` and `skipTo` are */
   #position = 0;
+  /** is shown all bytes that `fill` and `skipTo` pass */
+  #watch: RepeatWatch | null = null;
 
   constructor(input: ByteInput, name: string) {
     this.#input = input;
@@ -121,12 +126,12 @@ class ForwardReader implements CoreReader {
   /** Goes forward to `offset`. @returns where it got to: less when the stream has ended, more when it was beyond */
   async skipTo(offset: number): Promise<number> {
     if (offset <= this.#position) return this.#position;
-    if (this.#position < this.#frontLength) this.#advance(Math.min(offset, this.#frontLength) - this.#position);
+    if (this.#front) this.#advance(this.#front.subarray(this.#position, Math.min(offset, this.#frontLength)));
     const nowhere = new Uint8Array(Math.min(SKIP_BYTES, offset - this.#position));
     while (this.#position < offset) {
       const count = await this.#input.readSome(nowhere.subarray(0, offset - this.#position));
       if (count === 0) break;
-      this.#advance(count);
+      this.#advance(nowhere.subarray(0, count));
     }
     return this.#position;
   }
@@ -142,20 +147,26 @@ class ForwardReader implements CoreReader {
     if (this.#front) {
       const part = this.#front.subarray(this.#position, Math.min(this.#frontLength, this.#position + into.length));
       into.set(part);
-      this.#advance(part.length);
+      this.#advance(part);
       done = part.length;
     }
     while (done < into.length) {
       const count = await this.#input.readSome(into.subarray(done));
       if (count === 0) break;
-      this.#advance(count);
+      this.#advance(into.subarray(done, done + count));
       done += count;
     }
     return done;
   }
 
-  #advance(count: number): void {
-    this.#position += count;
+  /** Has `watch` see all bytes from here on. */
+  watchBy(watch: RepeatWatch): void {
+    this.#watch = watch;
+  }
+
+  #advance(passed: Uint8Array): void {
+    this.#watch?.see(this.#position, passed);
+    this.#position += passed.length;
     if (this.#position >= this.#frontLength) this.#front = null;
   }
 
@@ -172,6 +183,8 @@ class ElfStreamGuest implements Guest {
   readonly cpus: readonly CpuState[];
   readonly notes: readonly ElfNote[];
   readonly memory = null;
+  readonly missing: MissingPages | null;
+  readonly assumption: string | undefined;
   readonly #reader: ForwardReader;
   readonly #stored: readonly StoredBlock[];
   readonly #loads: readonly LoadSegment[];
@@ -182,7 +195,9 @@ class ElfStreamGuest implements Guest {
     this.arch = headers.arch;
     this.cpus = headers.cpus;
     this.notes = headers.notes;
-    this.blocks = stored.map(({ base, length }) => ({ base, length }));
+    this.assumption = headers.assumption;
+    this.blocks = machineBlocks(stored);
+    this.missing = leftOutPages(stored);
     this.#reader = reader;
     this.#stored = stored;
     this.#loads = headers.loads;
@@ -208,6 +223,7 @@ class ElfStreamSource extends Source<Chunk> {
   readonly #pieces: Iterator<StoredBlock>;
   /** with a range, reading stops behind it: whoever writes will find the stream closed */
   readonly #readsAll: boolean;
+  readonly #watch: RepeatWatch;
 
   constructor(
     reader: ForwardReader,
@@ -220,6 +236,8 @@ class ElfStreamSource extends Source<Chunk> {
     this.#pool = options.pool ?? new SlabPool();
     this.#pieces = cut(inStreamOrder(stored), options.range, this.#pool.slabBytes);
     this.#readsAll = options.range === undefined;
+    this.#watch = new RepeatWatch(reader.name, repeatedMemory(reader.name, loads, stored));
+    reader.watchBy(this.#watch);
   }
 
   protected override async next(): Promise<Chunk | null> {
@@ -254,6 +272,7 @@ class ElfStreamSource extends Source<Chunk> {
     // What others have named before is not passed on again, but a core that is cut there is cut.
     const end = this.loads.reduce((end, load) => Math.max(end, storedEnd(load)), 0);
     checkStored(this.#reader.name, await this.#reader.skipTo(end), this.loads);
+    this.#watch.check();
     await this.#reader.skipRest(TAIL_LIMIT);
     return null;
   }

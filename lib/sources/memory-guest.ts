@@ -4,7 +4,7 @@
 
 import type { ElfNote } from '../formats/notes.js';
 import type { Architecture, ChunkOptions, CpuState, Guest } from '../guest.js';
-import { type MemoryRegion, PhysicalMemory } from '../physical-memory.js';
+import { type MemoryBlock, type MemoryRegion, PhysicalMemory } from '../physical-memory.js';
 import type { Chunk, Source, StageOptions } from '../stage.js';
 import { MemorySource } from './memory-source.js';
 
@@ -41,7 +41,7 @@ export class MemoryGuest implements Guest {
     this.memory = new PhysicalMemory(fields.regions);
   }
 
-  get blocks(): readonly MemoryRegion[] {
+  get blocks(): readonly MemoryBlock[] {
     return this.memory.regions;
   }
 
