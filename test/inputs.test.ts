@@ -6,6 +6,7 @@ import { fileURLToPath } from 'node:url';
 import t from 'tap';
 import { dump } from '../lib/dump.js';
 import { inspect } from '../lib/inspect.js';
+import type { MemoryBlock } from '../lib/physical-memory.js';
 import type { DumpRequest } from '../lib/request.js';
 import { openGuest, openStream } from '../lib/sources/open.js';
 
@@ -59,3 +60,21 @@ t.test('conflict.elf: refused, whatever the order of its PT_LOADs', async (t) =>
   await t.rejects(openGuest(path), refused);
   await t.rejects(openStream(createReadStream(path), 'a stream'), refused);
 });
+
+t.test('flat-placeholder-page.kdump: the later record wins, from a file as from a pipe', async (t) => {
+  const path = input('flat-placeholder-page.kdump');
+  const file = await openGuest(path);
+  const stream = await openStream(createReadStream(path), 'a pipe');
+  t.strictSame(file.blocks.map(plain), stream.blocks.map(plain));
+  for (const { base, length } of file.blocks) {
+    const [one, two] = [Buffer.alloc(length), Buffer.alloc(length)];
+    file.memory!.read(base, one);
+    stream.memory!.read(base, two);
+    t.ok(one.equals(two));
+  }
+  for (const guest of [file, stream]) guest.close();
+});
+
+function plain({ base, length }: MemoryBlock): MemoryBlock {
+  return { base, length };
+}

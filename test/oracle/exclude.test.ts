@@ -233,19 +233,12 @@ t.test(
 /** PT_LOADs without their file offsets; what makedumpfile adds to the segment before is a segment of its own. */
 async function segments(path: string): Promise<unknown[]> {
   const core = await openElfCore(path);
-<<<<<<< HEAD
-  const { programHeaders } = await core.programHeaders();
-  core.close();
-  const loads = programHeaders.filter(({ type }) => type === PT_LOAD);
-  return loads.map(({ vaddr, paddr, memsz, filesz }) => ({ vaddr, paddr, memsz, filesz }));
-=======
   core.close();
   return core.programHeaders.flatMap(({ type, vaddr, paddr, memsz, filesz }) => {
     if (type !== PT_LOAD) return [];
     const gap = { vaddr: vaddr + BigInt(filesz), paddr: paddr + filesz, memsz: memsz - filesz, filesz: 0 };
     return [...(filesz > 0 ? [{ vaddr, paddr, memsz: filesz, filesz }] : []), ...(memsz > filesz ? [gap] : [])];
   });
->>>>>>> 87ec81f (What was left out of an ELF core stays left out when it is read: its gaps have segments of their own, and memory that a core names twice has to be the same)
 }
 
 t.test(
