@@ -16,6 +16,7 @@ import { ElfCoreGuest } from './sources/elf-core.js';
 import { KdumpGuest, type KdumpPageCounts } from './sources/kdump-core.js';
 import type { PageCensus } from './sources/kdump-pages.js';
 import { type OpenGuestOptions, openGuest } from './sources/open.js';
+import { readVmcoreinfo } from './sources/vmcoreinfo-file.js';
 import { WinDmpGuest } from './sources/win-dmp-core.js';
 import { PAGE_SIZE } from './stage.js';
 import { pagingMode } from './transforms/mapping-resolver.js';
@@ -116,11 +117,14 @@ function hex(value: bigint | number): string {
  * @throws VmcoreError as openGuest does, and with `pages` as excludePages does
  */
 export async function inspect(source: string, options: InspectOptions = {}): Promise<Inspection> {
-  const guest = await openGuest(source, options);
+  const { vmcoreinfo, ...others } = options;
+  const note = vmcoreinfo === undefined ? null : await readVmcoreinfo(vmcoreinfo);
+  const guest = await openGuest(source, others);
   try {
-    if (!options.pages) return await inspectGuest(source, guest, guest.notes);
-    const { withVmcoreinfo } = await import('./linux/with-vmcoreinfo.js');
-    const completed = await withVmcoreinfo(guest);
+    const { replaceVmcoreinfo, withVmcoreinfo, withVmcoreinfoNote } = await import('./linux/with-vmcoreinfo.js');
+    if (!options.pages)
+      return await inspectGuest(source, guest, note ? replaceVmcoreinfo(guest.notes, note) : guest.notes);
+    const completed = await withVmcoreinfo(note ? withVmcoreinfoNote(guest, note) : guest);
     const inspection = await inspectGuest(source, guest, completed.guest.notes);
     return { ...inspection, pages: await inspectPages(completed) };
   } finally {

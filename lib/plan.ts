@@ -90,9 +90,7 @@ export async function planDump(guest: Guest, request: DumpRequest, context: Plan
       () => {},
     ),
   );
-  return planWithout(guest, request, context, (prepared) =>
-    planKdumpDump(prepared, format, encoder, request, context),
-  );
+  return planWithout(guest, request, context, (prepared) => planKdumpDump(prepared, format, encoder, request, context));
 }
 
 /** Decides what is left out, plans the format, and puts the page filter before its stages where there is need of it. */

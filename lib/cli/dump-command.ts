@@ -114,7 +114,8 @@ export function builder(yargs: Argv): Argv {
     })
     .option('find-vmcoreinfo', {
       type: 'boolean',
-      describe: 'look for VMCOREINFO in memory; by default for raw memory to kdump, and where --dump-level needs it',
+      describe:
+        'look for VMCOREINFO in memory, in place of what the source has; by default for raw memory to kdump, and where --dump-level needs it and there is none',
     })
     .option('find-kdbg', {
       type: 'boolean',
@@ -136,6 +137,7 @@ export function builder(yargs: Argv): Argv {
 /** Runs the command. */
 export async function handler(args: DumpArguments): Promise<void> {
   checkTexts(args);
+  checkVmcoreinfo(args);
   const range = rangeOf(args);
   const interrupt = new Interrupt();
   try {
@@ -187,9 +189,17 @@ function excludeBit(name: string): number {
   return bit;
 }
 
+function checkVmcoreinfo({ findVmcoreinfo, vmcoreinfo }: DumpArguments): void {
+  if (findVmcoreinfo && vmcoreinfo !== undefined)
+    throw new VmcoreError(
+      'USAGE',
+      '--find-vmcoreinfo and --vmcoreinfo both say which VMCOREINFO to take: give one of them',
+    );
+}
+
 /** Debuggers go by VMCOREINFO in a kdump, and raw memory never comes with it. */
-function findsVmcoreinfo({ source, format, findVmcoreinfo }: DumpArguments): boolean | undefined {
-  const isRawToKdump = source.startsWith('raw:') && format.startsWith('kdump-');
+function findsVmcoreinfo({ source, format, findVmcoreinfo, vmcoreinfo }: DumpArguments): boolean | undefined {
+  const isRawToKdump = source.startsWith('raw:') && format.startsWith('kdump-') && vmcoreinfo === undefined;
   return findVmcoreinfo ?? (isRawToKdump || undefined);
 }
 

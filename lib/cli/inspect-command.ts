@@ -4,6 +4,7 @@ import type { Argv } from 'yargs';
 import type { InspectedKdump, Inspection } from '../inspect.js';
 import { formatSize } from '../sizes.js';
 import { sourceOperand } from './source-operand.js';
+import { describedBy, type DescribingArguments, describingOptions } from './source-options.js';
 
 export const command = 'inspect <file>';
 export const describe = 'say what a vmcore is: format, CPUs, memory, mappings, notes';
@@ -11,7 +12,7 @@ export const describe = 'say what a vmcore is: format, CPUs, memory, mappings, n
 /** As many mappings as fit a screen; --json has all. */
 const MAPPINGS_SHOWN = 12;
 
-interface InspectArguments {
+interface InspectArguments extends DescribingArguments {
   file: string;
   pages: boolean;
   json: boolean;
@@ -19,7 +20,7 @@ interface InspectArguments {
 
 /** Declares the options. */
 export function builder(yargs: Argv): Argv {
-  return sourceOperand(yargs, 'file', 'a vmcore, or any source that dump takes')
+  return describingOptions(sourceOperand(yargs, 'file', 'a vmcore, or any source that dump takes'))
     .option('pages', {
       type: 'boolean',
       default: false,
@@ -32,9 +33,10 @@ export function builder(yargs: Argv): Argv {
 }
 
 /** Runs the command. */
-export async function handler({ file, pages, json }: InspectArguments): Promise<void> {
+export async function handler(args: InspectArguments): Promise<void> {
+  const { file, pages, json } = args;
   const { inspect } = await import('../inspect.js');
-  const inspection = await inspect(file, { pages });
+  const inspection = await inspect(file, { pages, ...describedBy(args) });
   process.stdout.write(`${json ? JSON.stringify(inspection) : inspectionText(inspection)}\n`);
 }
 
