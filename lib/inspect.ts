@@ -3,22 +3,23 @@
  * are "0x…" strings, counts and sizes are numbers.
  */
 
-import { VmcoreError } from './model/errors.js';
-import { ELFCLASS64, EM_X86_64, PT_LOAD } from './formats/elf.js';
+import { ELFCLASS64, EM_X86_64, NO_PHYSICAL_ADDRESS, PT_LOAD } from './formats/elf.js';
 import { PAGE_CODEC_FLAGS } from './formats/kdump.js';
 import { findVmcoreinfo, vmcoreinfoFacts } from './formats/vmcoreinfo.js';
-import type { CpuState, Guest } from './model/guest.js';
 import { type InspectedWinDmp, inspectWinDmp } from './inspect-win-dmp.js';
 import type { CompletedGuest } from './linux/with-vmcoreinfo.js';
+import { VmcoreError } from './model/errors.js';
+import type { CpuState, Guest } from './model/guest.js';
+import type { ElfNote } from './model/note.js';
 import { EXCLUDE_NAMES, EXCLUDE_REASONS, type ExcludeReason } from './model/page-exclusion.js';
-import { type CoreProgramHeaders, ElfCoreGuest } from './sources/elf/elf-core.js';
+import { PAGE_SIZE } from './model/page-size.js';
+import { openGuest, type OpenGuestOptions } from './open-guest.js';
+import { pagingMode } from './paging/mapping-resolver.js';
+import { type ElfCoreGuest } from './sources/elf/elf-core.js';
 import { KdumpGuest, type KdumpPageCounts } from './sources/kdump/kdump-core.js';
 import type { PageCensus } from './sources/kdump/kdump-pages.js';
-import { type OpenGuestOptions, openGuest } from './open-guest.js';
+import { readVmcoreinfo } from './sources/raw/vmcoreinfo-file.js';
 import { WinDmpGuest } from './sources/windows/win-dmp-core.js';
-import { PAGE_SIZE } from './model/stage.js';
-import { pagingMode } from './paging/mapping-resolver.js';
-import type { ElfNote } from './model/note.js';
 
 /** One CPU, as far as one line can say it. */
 export interface InspectedCpu {
@@ -37,7 +38,8 @@ export interface InspectedCpu {
 /** A run of physical memory, and where it is mapped when the vmcore says so. */
 export interface InspectedMapping {
   readonly vaddr: string;
-  readonly paddr: string;
+  /** null when it has no physical address (/proc/kcore) */
+  readonly paddr: string | null;
   /** bytes of memory (p_memsz) */
   readonly length: number;
   /** bytes of it that the file holds (p_filesz) */
@@ -81,7 +83,11 @@ export interface Inspection {
   readonly memory: {
     readonly bytes: number;
     readonly blocks: readonly { readonly base: string; readonly length: number }[];
+    /** pages of it that the source lacks, because they were left out when it was made */
+    readonly leftOut: number;
   };
+  /** what the source leaves open and was decided by a rule, with what to do where that is wrong; null as a rule */
+  readonly assumption: string | null;
   /** PT_LOADs with virtual addresses (a dump with paging); empty otherwise */
   readonly mappings: readonly InspectedMapping[];
   /** kdump: header fields by their names, and what the pages are; null for other formats */
@@ -111,11 +117,14 @@ function hex(value: bigint | number): string {
  * @throws VmcoreError as openGuest does, and with `pages` as excludePages does
  */
 export async function inspect(source: string, options: InspectOptions = {}): Promise<Inspection> {
-  const guest = await openGuest(source, options);
+  const { vmcoreinfo, ...others } = options;
+  const note = vmcoreinfo === undefined ? null : await readVmcoreinfo(vmcoreinfo);
+  const guest = await openGuest(source, others);
   try {
-    if (!options.pages) return await inspectGuest(source, guest, guest.notes);
-    const { withVmcoreinfo } = await import('./linux/with-vmcoreinfo.js');
-    const completed = await withVmcoreinfo(guest);
+    const { replaceVmcoreinfo, withVmcoreinfo, withVmcoreinfoNote } = await import('./linux/with-vmcoreinfo.js');
+    if (!options.pages)
+      return await inspectGuest(source, guest, note ? replaceVmcoreinfo(guest.notes, note) : guest.notes);
+    const completed = await withVmcoreinfo(note ? withVmcoreinfoNote(guest, note) : guest);
     const inspection = await inspectGuest(source, guest, completed.guest.notes);
     return { ...inspection, pages: await inspectPages(completed) };
   } finally {
@@ -125,7 +134,7 @@ export async function inspect(source: string, options: InspectOptions = {}): Pro
 
 async function inspectGuest(source: string, guest: Guest, notes: readonly ElfNote[]): Promise<Inspection> {
   const kdump = guest instanceof KdumpGuest ? guest : null;
-  const elf = guest instanceof ElfCoreGuest ? await guest.programHeaders() : null;
+  const elf = guest instanceof ElfCoreGuest ? guest : null;
   const winDmp = inspectWinDmp(guest);
   // A Windows driver's note goes by the same name.
   const info = winDmp ? null : findVmcoreinfo(notes);
@@ -137,7 +146,9 @@ async function inspectGuest(source: string, guest: Guest, notes: readonly ElfNot
     memory: {
       bytes: guest.blocks.reduce((sum, block) => sum + block.length, 0),
       blocks: guest.blocks.map(({ base, length }) => ({ base: hex(base), length })),
+      leftOut: guest.missing?.count ?? 0,
     },
+    assumption: guest.assumption ?? null,
     mappings: elf ? virtualMappings(elf) : [],
     kdump: kdump && inspectKdump(kdump),
     pages: null,
@@ -152,7 +163,7 @@ function plain(value: string | number | boolean | bigint | null): string | numbe
   return typeof value === 'bigint' ? hex(value) : value;
 }
 
-function elfFormat({ header }: CoreProgramHeaders): string {
+function elfFormat({ header }: ElfCoreGuest): string {
   return `ELF${header.class === ELFCLASS64 ? 64 : 32} core, ${header.machine === EM_X86_64 ? 'EM_X86_64' : 'EM_386'}`;
 }
 
@@ -260,12 +271,12 @@ function inspectCpu(cpu: CpuState): InspectedCpu {
 }
 
 /** A dump without paging has p_vaddr = p_paddr, which says nothing. */
-function virtualMappings({ programHeaders }: CoreProgramHeaders): InspectedMapping[] {
+function virtualMappings({ programHeaders }: ElfCoreGuest): InspectedMapping[] {
   const loads = programHeaders.filter(({ type }) => type === PT_LOAD);
   if (loads.every(({ vaddr, paddr }) => vaddr === BigInt(paddr) || vaddr === 0n)) return [];
   return loads.map(({ vaddr, paddr, memsz, filesz }) => ({
     vaddr: hex(vaddr),
-    paddr: hex(paddr),
+    paddr: paddr === NO_PHYSICAL_ADDRESS ? null : hex(paddr),
     length: memsz,
     stored: filesz,
   }));

@@ -6,16 +6,17 @@
  */
 
 import { closeSync, fstatSync, readSync, type Stats } from 'node:fs';
-import { ioError, VmcoreError } from './model/errors.js';
-import { ELFMAG } from './formats/elf.js';
-import { FLATTENED_SIGNATURE } from './formats/flattened.js';
+import { describeContainer } from './formats/containers.js';
 import { DISKDUMP_SIGNATURE, KDUMP_SIGNATURE } from './formats/kdump.js';
 import { winDmpBits } from './formats/win-dmp.js';
-import type { Guest } from './model/guest.js';
-import { parseSize } from './model/sizes.js';
 import { type ByteSource, type DescriptorSource, PeekedInput } from './io/byte-input.js';
 import { openToRead } from './io/open-to-read.js';
 import type { OpenQemuOptions } from './live/qemu/options.js';
+import { ioError, VmcoreError } from './model/errors.js';
+import type { Guest } from './model/guest.js';
+import type { ElfNote } from './model/note.js';
+import { parseSize } from './model/sizes.js';
+import { isElf, isKdumpFile, START_BYTES } from './sources/known-start.js';
 
 /** What a raw memory file does not say of itself. */
 interface RawMemoryOptions {
@@ -26,21 +27,15 @@ interface RawMemoryOptions {
   readonly below4g?: number | undefined;
   /** `raw:` only: file with what HMP `info registers -a` prints */
   readonly registers?: string | undefined;
-  /** `raw:` only: file with the text of VMCOREINFO or its whole ELF note */
-  readonly vmcoreinfo?: string | undefined;
+  /** `raw:` only: take a file for memory that begins as a vmcore or another known file does */
+  readonly forceRaw?: boolean | undefined;
 }
 
 /** What a source does not say of itself: a raw memory file, or a live machine (`qmp:`). */
-export interface OpenGuestOptions extends RawMemoryOptions, OpenQemuOptions {}
-
-/** What the first bytes of files are that are known, but no guest can be made of. */
-const FOREIGN_MAGIC: readonly (readonly [string, string])[] = [
-  ['\x1f\x8b', 'gzip-compressed; decompress it first, for example `zcat FILE | vmcore dump -`'],
-  ['(\xb5/\xfd', 'zstd-compressed; decompress it first, for example `zstdcat FILE | vmcore dump -`'],
-];
-
-/** Bytes that tell what a file is. */
-const START_BYTES = 64;
+export interface OpenGuestOptions extends RawMemoryOptions, OpenQemuOptions {
+  /** file with the text of VMCOREINFO or its whole ELF note, in place of what the source has */
+  readonly vmcoreinfo?: string | undefined;
+}
 
 /**
  * Opens a guest.
@@ -49,12 +44,26 @@ const START_BYTES = 64;
  * @throws VmcoreError when it cannot be read or is nothing that is known
  */
 export async function openGuest(source: string, options: OpenGuestOptions = {}): Promise<Guest> {
+  const { vmcoreinfo, ...others } = options;
+  if (vmcoreinfo === undefined) return openSource(source, others);
+  // Before a machine is stopped for us.
+  const note = await vmcoreinfoOf(vmcoreinfo);
+  const { withVmcoreinfoNote } = await import('./linux/with-vmcoreinfo.js');
+  return withVmcoreinfoNote(await openSource(source, others), note);
+}
+
+/** The note that a file holds. @throws VmcoreError READ, BAD_INPUT */
+async function vmcoreinfoOf(path: string): Promise<ElfNote> {
+  return (await import('./sources/raw/vmcoreinfo-file.js')).readVmcoreinfo(path);
+}
+
+async function openSource(source: string, options: Omit<OpenGuestOptions, 'vmcoreinfo'>): Promise<Guest> {
   if (source === 'raw:') throw new VmcoreError('USAGE', 'raw: lacks the memory file: raw:FILE');
   if (source.startsWith('raw:')) return (await raw()).openRawMemory(source.slice('raw:'.length), options);
-  if (options.below4g !== undefined || options.registers !== undefined || options.vmcoreinfo !== undefined)
+  if (options.below4g !== undefined || options.registers !== undefined || options.forceRaw)
     throw new VmcoreError(
       'USAGE',
-      `--below-4g, --registers and --vmcoreinfo describe a raw memory file, but ${source} describes itself; for raw memory say raw:${source}`,
+      `--below-4g, --registers and --force-raw describe a raw memory file, but ${source} describes itself; for raw memory say raw:${source}`,
     );
   if (source.startsWith('qmp:')) return openLive(source.slice('qmp:'.length), options);
   if (source === 'demo:') return (await demo()).demoGuest();
@@ -89,13 +98,13 @@ const description = () => import('./sources/description/guest-description.js');
 
 /** What stdin is decides: a file can seek, all else is a stream. */
 async function openDescriptor(fd: number): Promise<Guest> {
-  return fstatSync(fd).isFile() ? openPath(`/proc/self/fd/${fd}`) : openStream({ fd }, 'stdin');
+  return isSeekable(fstatSync(fd)) ? openPath(`/proc/self/fd/${fd}`) : openStream({ fd }, 'stdin');
 }
 
 async function openPath(path: string): Promise<Guest> {
   const source = attempt(path, () => openToRead(path));
   const stat = fstatSync(source.fd);
-  if (!stat.isFile()) return openSpecial(path, source, stat);
+  if (!isSeekable(stat)) return openSpecial(path, source, stat);
   const start = Buffer.alloc(START_BYTES);
   try {
     const length = attempt(path, () => readSync(source.fd, start, 0, start.length, 0));
@@ -103,6 +112,11 @@ async function openPath(path: string): Promise<Guest> {
   } finally {
     if (source.owned) closeSync(source.fd);
   }
+}
+
+/** A block device can be read at any place, as a file can; its size is found (file-backing.ts). */
+function isSeekable(stat: Stats): boolean {
+  return stat.isFile() || stat.isBlockDevice();
 }
 
 async function openSpecial(path: string, source: DescriptorSource, stat: Stats): Promise<Guest> {
@@ -143,19 +157,10 @@ export async function openStream(source: ByteSource, name: string): Promise<Gues
   throw unknownKind(name, input.start, `${name} is not a vmcore (ELF, kdump)`);
 }
 
-function isElf(start: Uint8Array): boolean {
-  return ELFMAG.every((byte, i) => start[i] === byte);
-}
-
-function isKdumpFile(start: Uint8Array): boolean {
-  const text = Buffer.from(start).toString('latin1');
-  return [KDUMP_SIGNATURE, DISKDUMP_SIGNATURE, FLATTENED_SIGNATURE].some((signature) => text.startsWith(signature));
-}
-
 function unknownKind(name: string, start: Uint8Array, message: string): VmcoreError {
   if (start.length === 0) return new VmcoreError('BAD_INPUT', `${name} is empty`);
-  const foreign = FOREIGN_MAGIC.find(([magic]) => Buffer.from(start).toString('latin1').startsWith(magic));
-  return new VmcoreError('BAD_INPUT', foreign ? `${name} is ${foreign[1]}` : message);
+  const container = describeContainer(name, start);
+  return new VmcoreError('BAD_INPUT', container ? `${name} ${container}` : message);
 }
 
 function attempt<T>(path: string, work: () => T): T {

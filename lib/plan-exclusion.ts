@@ -2,13 +2,14 @@
  * What a request leaves out: decided before the format is planned, for all formats in the same way.
  */
 
+import { findVmcoreinfo } from './formats/vmcoreinfo.js';
+import type { CompletedGuest } from './linux/with-vmcoreinfo.js';
+import { DL_EXCLUDE_ZERO } from './model/dump-level.js';
 import { VmcoreError } from './model/errors.js';
 import type { Guest } from './model/guest.js';
-import type { CompletedGuest } from './linux/with-vmcoreinfo.js';
 import { EXCLUDE_REASONS, type ExcludeReason, PageExclusion } from './model/page-exclusion.js';
-import type { DumpRequest } from './request.js';
-import { DL_EXCLUDE_ZERO } from './model/dump-level.js';
 import type { PlanContext } from './plan-context.js';
+import type { DumpRequest } from './request.js';
 
 /** Pages that are left out, by the first reason that each had. */
 export type ExcludedByReason = Readonly<Partial<Record<ExcludeReason, number>>>;
@@ -41,10 +42,13 @@ export interface DeviceMemory {
  */
 export async function prepare(guest: Guest, request: DumpRequest, context: PlanContext): Promise<Prepared> {
   checkExclusion(guest, request);
-  const { dumpLevel, findVmcoreinfo } = request;
+  const { dumpLevel } = request;
   // Zeros are found without knowing anything of the kernel.
   const byKernel = ((dumpLevel ?? 0) & ~DL_EXCLUDE_ZERO) !== 0;
-  const completed = (findVmcoreinfo ?? byKernel) ? await complete(guest, byKernel, context) : { guest, paddr: null };
+  const completed =
+    (request.findVmcoreinfo ?? byKernel)
+      ? await complete(guest, { isNeeded: byKernel, replace: request.findVmcoreinfo === true }, context)
+      : { guest, paddr: null };
   const { guest: dumped, deviceMemory } = await decideDeviceMemory(completed.guest, request);
   const decided = byKernel ? await decide(dumped, request, context) : { exclusion: null, undecided: 0 };
   const exclusion = withMissing(dumped, request, decided.exclusion, context);
@@ -99,13 +103,21 @@ function withMissing(
 }
 
 /** Looks for VMCOREINFO; a dump that can do without goes on when that fails for what the memory holds. */
-async function complete(guest: Guest, isNeeded: boolean, { signal, onWarning }: PlanContext): Promise<CompletedGuest> {
+async function complete(
+  guest: Guest,
+  { isNeeded, replace }: { readonly isNeeded: boolean; readonly replace: boolean },
+  { signal, onWarning }: PlanContext,
+): Promise<CompletedGuest> {
   const { withVmcoreinfo } = await import('./linux/with-vmcoreinfo.js');
+  const hasOne = findVmcoreinfo(guest.notes) !== null;
   try {
-    return await withVmcoreinfo(guest, signal);
+    const completed = await withVmcoreinfo(guest, signal, { replace });
+    if (hasOne && replace && completed.paddr === null)
+      onWarning(`no VMCOREINFO was found in the memory of ${guest.name}: it keeps the one that it came with`);
+    return completed;
   } catch (error) {
     if (isNeeded || !(error instanceof VmcoreError) || error.code !== 'BAD_INPUT') throw error;
-    onWarning(`the vmcore goes without VMCOREINFO: ${error.message}`);
+    onWarning(`the vmcore ${hasOne ? 'keeps its' : 'goes without'} VMCOREINFO: ${error.message}`);
     return { guest, paddr: null };
   }
 }

@@ -58,8 +58,9 @@ export interface DumpRequest {
   /** elf: pages that are left out are zeros; without it, long runs of them end segments */
   readonly keepLayout?: boolean | undefined;
   /**
-   * look for VMCOREINFO in the memory of a guest that came without; by default only when `dumpLevel` needs it. To look
-   * may take as long as reading all of the memory
+   * look for VMCOREINFO in memory; what is found takes the place of the one that the guest came with, if it did. By
+   * default only when `dumpLevel` needs it and the guest came without. To look may take as long as reading all of the
+   * memory
    */
   readonly findVmcoreinfo?: boolean | undefined;
 }

@@ -111,11 +111,12 @@ export function builder(yargs: Argv): Argv {
     .option('keep-layout', {
       type: 'boolean',
       default: false,
-      describe: 'elf: make pages that are left out zeros instead of ending segments there',
+      describe: 'elf: make pages that are left out zeros instead of segments without bytes',
     })
     .option('find-vmcoreinfo', {
       type: 'boolean',
-      describe: 'look for VMCOREINFO in memory; by default for raw memory to kdump, and where --dump-level needs it',
+      describe:
+        'look for VMCOREINFO in memory, in place of what the source has; by default for raw memory to kdump, and where --dump-level needs it and there is none',
     })
     .option('find-kdbg', {
       type: 'boolean',
@@ -137,6 +138,7 @@ export function builder(yargs: Argv): Argv {
 /** Runs the command. */
 export async function handler(args: DumpArguments): Promise<void> {
   checkTexts(args);
+  checkVmcoreinfo(args);
   const range = rangeOf(args);
   const interrupt = new Interrupt();
   try {
@@ -188,9 +190,17 @@ function excludeBit(name: string): number {
   return bit;
 }
 
+function checkVmcoreinfo({ findVmcoreinfo, vmcoreinfo }: DumpArguments): void {
+  if (findVmcoreinfo && vmcoreinfo !== undefined)
+    throw new VmcoreError(
+      'USAGE',
+      '--find-vmcoreinfo and --vmcoreinfo both say which VMCOREINFO to take: give one of them',
+    );
+}
+
 /** Debuggers go by VMCOREINFO in a kdump, and raw memory never comes with it. */
-function findsVmcoreinfo({ source, format, findVmcoreinfo }: DumpArguments): boolean | undefined {
-  const isRawToKdump = source.startsWith('raw:') && format.startsWith('kdump-');
+function findsVmcoreinfo({ source, format, findVmcoreinfo, vmcoreinfo }: DumpArguments): boolean | undefined {
+  const isRawToKdump = source.startsWith('raw:') && format.startsWith('kdump-') && vmcoreinfo === undefined;
   return findVmcoreinfo ?? (isRawToKdump || undefined);
 }
 

@@ -4,6 +4,7 @@ import type { Argv } from 'yargs';
 import type { InspectedKdump, Inspection } from '../inspect.js';
 import { formatSize } from '../model/sizes.js';
 import { sourceOperand } from './source-operand.js';
+import { describedBy, type DescribingArguments, describingOptions } from './source-options.js';
 
 export const command = 'inspect <file>';
 export const describe = 'say what a vmcore is: format, CPUs, memory, mappings, notes';
@@ -11,7 +12,7 @@ export const describe = 'say what a vmcore is: format, CPUs, memory, mappings, n
 /** As many mappings as fit a screen; --json has all. */
 const MAPPINGS_SHOWN = 12;
 
-interface InspectArguments {
+interface InspectArguments extends DescribingArguments {
   file: string;
   pages: boolean;
   json: boolean;
@@ -19,7 +20,7 @@ interface InspectArguments {
 
 /** Declares the options. */
 export function builder(yargs: Argv): Argv {
-  return sourceOperand(yargs, 'file', 'a vmcore, or any source that dump takes')
+  return describingOptions(sourceOperand(yargs, 'file', 'a vmcore, or any source that dump takes'))
     .option('pages', {
       type: 'boolean',
       default: false,
@@ -32,9 +33,10 @@ export function builder(yargs: Argv): Argv {
 }
 
 /** Runs the command. */
-export async function handler({ file, pages, json }: InspectArguments): Promise<void> {
+export async function handler(args: InspectArguments): Promise<void> {
+  const { file, pages, json } = args;
   const { inspect } = await import('../inspect.js');
-  const inspection = await inspect(file, { pages });
+  const inspection = await inspect(file, { pages, ...describedBy(args) });
   process.stdout.write(`${json ? JSON.stringify(inspection) : inspectionText(inspection)}\n`);
 }
 
@@ -42,6 +44,7 @@ export async function handler({ file, pages, json }: InspectArguments): Promise<
 export function inspectionText(inspection: Inspection): string {
   return [
     `${inspection.source}: ${inspection.format}, ${inspection.architecture}`,
+    ...(inspection.assumption === null ? [] : [`warning: ${inspection.assumption}`]),
     ...cpuLines(inspection),
     ...memoryLines(inspection),
     ...mappingLines(inspection),
@@ -63,9 +66,14 @@ function cpuLines({ cpus }: Inspection): string[] {
 function memoryLines({ memory }: Inspection): string[] {
   const end = (base: string, length: number) => `0x${(Number(base) + length - 1).toString(16)}`;
   return [
-    `memory: ${formatSize(memory.bytes)} in ${memory.blocks.length} ${memory.blocks.length === 1 ? 'block' : 'blocks'}`,
+    `memory: ${formatSize(memory.bytes)} in ${memory.blocks.length} ${memory.blocks.length === 1 ? 'block' : 'blocks'}${leftOutText(memory.leftOut)}`,
     ...memory.blocks.map(({ base, length }) => `  ${base} - ${end(base, length)}  ${formatSize(length)}`),
   ];
+}
+
+function leftOutText(pages: number): string {
+  if (pages === 0) return '';
+  return pages === 1 ? ', 1 page of it left out' : `, ${pages} pages of it left out`;
 }
 
 function mappingLines({ mappings }: Inspection): string[] {
@@ -75,7 +83,7 @@ function mappingLines({ mappings }: Inspection): string[] {
     `mappings: ${mappings.length}`,
     ...mappings
       .slice(0, MAPPINGS_SHOWN)
-      .map(({ vaddr, paddr, length }) => `  ${vaddr} -> ${paddr}  ${formatSize(length)}`),
+      .map(({ vaddr, paddr, length }) => `  ${vaddr} -> ${paddr ?? 'no physical address'}  ${formatSize(length)}`),
     ...(more > 0 ? [`  and ${more} more (--json has all)`] : []),
   ];
 }

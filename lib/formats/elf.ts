@@ -30,6 +30,8 @@ export type ElfClass = typeof ELFCLASS32 | typeof ELFCLASS64;
 
 /** p_offset of memory that the file does not hold: QEMU writes -1. */
 export const NOT_STORED = -1;
+/** p_paddr of a segment that has no physical address: /proc/kcore has -1 (fs/proc/kcore.c). */
+export const NO_PHYSICAL_ADDRESS = -1;
 
 /** Sizes of the structures of each class, in bytes. */
 export const ELF_SIZES = {
@@ -59,6 +61,7 @@ export interface ProgramHeader {
   /** file offset, or NOT_STORED */
   readonly offset: number;
   readonly vaddr: bigint;
+  /** guest physical address, or NO_PHYSICAL_ADDRESS */
   readonly paddr: number;
   readonly filesz: number;
   readonly memsz: number;
@@ -137,8 +140,16 @@ export function encodePhnumSection(cls: ElfClass, phnum: number): Uint8Array {
   return bytes;
 }
 
+/** All bits of a 64-bit and of a 32-bit field: -1 */
+const ALL_ONES = [0xffff_ffff_ffff_ffffn, 0xffff_ffff] as const;
+
 function addressOf(value: bigint): number {
   return Number(value);
+}
+
+/** A field that may be -1, which means that there is none. */
+function orNone(value: bigint | number): number {
+  return ALL_ONES.some((ones) => value === ones) ? -1 : Number(value);
 }
 
 /** What decoding a header yields beyond what encoding one takes: fields that a hostile file can lie about. */
@@ -183,24 +194,22 @@ export function decodeElfHeader(bytes: Uint8Array): DecodedElfHeader | null {
 /** Decodes the program header at `at` of a table. Values above 2^53 come out rounded: callers check their bounds. */
 export function decodeProgramHeader(view: DataView, at: number, cls: ElfClass): ProgramHeader {
   if (cls === ELFCLASS64) {
-    const offset = view.getBigUint64(at + 8, true);
     return {
       type: view.getUint32(at, true),
       flags: view.getUint32(at + 4, true),
-      offset: offset === 0xffff_ffff_ffff_ffffn ? NOT_STORED : addressOf(offset),
+      offset: orNone(view.getBigUint64(at + 8, true)),
       vaddr: view.getBigUint64(at + 16, true),
-      paddr: addressOf(view.getBigUint64(at + 24, true)),
+      paddr: orNone(view.getBigUint64(at + 24, true)),
       filesz: addressOf(view.getBigUint64(at + 32, true)),
       memsz: addressOf(view.getBigUint64(at + 40, true)),
       align: addressOf(view.getBigUint64(at + 48, true)),
     };
   }
-  const offset = view.getUint32(at + 4, true);
   return {
     type: view.getUint32(at, true),
-    offset: offset === 0xffff_ffff ? NOT_STORED : offset,
+    offset: orNone(view.getUint32(at + 4, true)),
     vaddr: BigInt(view.getUint32(at + 8, true)),
-    paddr: view.getUint32(at + 12, true),
+    paddr: orNone(view.getUint32(at + 12, true)),
     filesz: view.getUint32(at + 16, true),
     memsz: view.getUint32(at + 20, true),
     flags: view.getUint32(at + 24, true),

@@ -4,11 +4,12 @@
  */
 
 import { closeSync, fstatSync, read, readSync } from 'node:fs';
-import { ioError, VmcoreError } from '../model/errors.js';
-import type { Backing, DataRun, HeldPlace } from '../model/physical-memory.js';
+import { blockDeviceSize } from './block-device.js';
 import type { DescriptorSource } from './byte-input.js';
 import { seekData } from './holes.js';
 import { openToRead } from './open-to-read.js';
+import { ioError, VmcoreError } from '../model/errors.js';
+import type { Backing, DataRun, HeldPlace } from '../model/physical-memory.js';
 
 /**
  * A file that is open for reading. Its descriptor outlives `close` for as long as somebody reads: the system gives the
@@ -33,12 +34,16 @@ export class FileBacking implements Backing {
     this.#owned = owned;
   }
 
-  /** Opens a file. @throws VmcoreError READ */
+  /** Opens a file or a block device. @throws VmcoreError READ */
   static open(path: string): FileBacking {
     try {
       const source = openToRead(path);
-      const stat = fstatSync(source.fd);
-      if (!stat.isDirectory()) return new FileBacking(path, source, stat.size);
+      try {
+        if (!fstatSync(source.fd).isDirectory()) return new FileBacking(path, source, sizeOf(source.fd));
+      } catch (error) {
+        if (source.owned) closeSync(source.fd);
+        throw error;
+      }
       if (source.owned) closeSync(source.fd);
     } catch (error) {
       throw ioError('READ', `open ${path}`, error);
@@ -140,7 +145,7 @@ export class FileBacking implements Backing {
   }
 
   #checkEnd(end: number): void {
-    const { size } = fstatSync(this.#fd);
+    const size = sizeOf(this.#fd);
     if (size < end) this.#checkCount(0, size, end - size);
   }
 
@@ -148,10 +153,16 @@ export class FileBacking implements Backing {
   #checkCount(count: number, offset: number, wanted: number): number {
     if (count > 0) return count;
     // Reading runs ahead: what was read before the file shrank may lie behind its end by now.
-    const end = Math.min(offset, fstatSync(this.#fd).size);
+    const end = Math.min(offset, sizeOf(this.#fd));
     throw new VmcoreError(
       'TRUNCATED',
       `${this.name} ends at byte ${end}, but ${offset + wanted - end} more bytes of memory belong there; the file is cut or has shrunk`,
     );
   }
+}
+
+/** Bytes of an open file or block device. */
+function sizeOf(fd: number): number {
+  const stat = fstatSync(fd);
+  return stat.isBlockDevice() ? blockDeviceSize(fd) : stat.size;
 }

@@ -7,10 +7,11 @@
  * makedumpfile reads them there whatever e_phoff says; QEMU since 7.2 puts section headers first. And memory begins at
  * a page boundary of the file, so that zero pages can be holes of a sparse file.
  *
- * Pages that are left out end segments, as makedumpfile -E has it (write_elf_pages_cyclic): a long run of them is in no
- * segment's bytes, but in p_memsz of the one before it. In short runs they are zeros, which makedumpfile leaves as they
- * are. Pages of zeros are no reason to end a segment: to know them takes a look at all memory, and a sparse file has no
- * blocks for them anyway.
+ * Pages that are left out end segments where those of makedumpfile -E end (write_elf_pages_cyclic): a long run of them is
+ * in no segment's bytes. It has a PT_LOAD of its own, of p_memsz bytes of memory and none in the file; makedumpfile adds
+ * it to p_memsz of the segment before, and volatility3 drops such a segment with all that it has. In short runs they are
+ * zeros, which makedumpfile leaves as they are. Pages of zeros are no reason to end a segment: to know them takes a look
+ * at all memory, and a sparse file has no blocks for them anyway.
  */
 
 import { VmcoreError } from '../model/errors.js';
@@ -43,14 +44,14 @@ import { blocksInRange, intersect } from '../model/range.js';
 /** Pages left out in a row from which on they end a segment (makedumpfile.h: PFN_EXCLUDED). */
 const SMALLEST_GAP = 256;
 
-/** Segments that pages left out may make: 14 MiB of program headers. */
-const MAX_SEGMENTS = 2 ** 18;
+/** Program headers of a vmcore that leaves pages out: 14 MiB of them, as many as are read. */
+const MAX_PROGRAM_HEADERS = 2 ** 18;
 
 /** A run of guest memory and where it stands in the file. */
 export interface StoredBlock extends MemoryBlock {
   /** file offset of the first byte */
   readonly offset: number;
-  /** bytes of it that are in the file, from the first on; the others are left out */
+  /** bytes of it that are in the file: all of them, or none where it is left out */
   readonly stored: number;
 }
 
@@ -177,14 +178,15 @@ function whole({ base, length }: MemoryBlock): Segment {
   return { base, length, stored: length };
 }
 
-/** Blocks cut behind each gap, which belongs to the segment before it. */
+/** Blocks cut where gaps begin and end; a gap is a segment without bytes. */
 function segmentsOf(parts: readonly MemoryBlock[], exclusion: PageExclusion): Segment[] {
   const segments: Segment[] = [];
   for (const part of parts) {
     const end = blockEnd(part);
     let base = part.base;
     for (const gap of gapsOf(part, exclusion)) {
-      segments.push({ base, length: blockEnd(gap) - base, stored: gap.base - base });
+      if (base < gap.base) segments.push(whole({ base, length: gap.base - base }));
+      segments.push({ ...gap, stored: 0 });
       base = blockEnd(gap);
       checkSegments(segments.length);
     }
@@ -213,7 +215,7 @@ function cutMappings(mappings: readonly Mapping[], segments: readonly Segment[])
       cut.push({ vaddr: vaddr && vaddr + BigInt(done), paddr: at, length: part });
       done += part;
     }
-    checkSegments(cut.length - mappings.length);
+    checkSegments(cut.length);
   }
   return cut;
 }
@@ -226,11 +228,12 @@ function nextBoundary(at: number, segments: readonly Segment[]): number {
   return segments[index + 1]?.base ?? Number.POSITIVE_INFINITY;
 }
 
+/** The notes have a program header, too. @throws VmcoreError LIMIT */
 function checkSegments(count: number): void {
-  if (count > MAX_SEGMENTS)
+  if (count >= MAX_PROGRAM_HEADERS)
     throw new VmcoreError(
       'LIMIT',
-      `the pages that are left out would make more than ${MAX_SEGMENTS} segments; --keep-layout makes them zeros instead`,
+      `the pages that are left out would make more than ${MAX_PROGRAM_HEADERS} program headers; --keep-layout makes them zeros instead`,
     );
 }
 
@@ -245,7 +248,8 @@ function placeBlocks(segments: readonly Segment[], memoryOffset: number): Stored
 
 /**
  * The PT_LOAD of a mapping (QEMU: get_offset_range). What of it lies behind the bytes of its block is not in the file:
- * p_filesz stops there. A mapping that begins outside the dumped memory is not stored at all.
+ * p_filesz stops there. One that begins outside the dumped memory is not stored at all, and has no p_offset; one that
+ * is left out stands where it would be, without bytes: that tells one from the other.
  */
 function loadHeader({ vaddr, paddr, length }: Mapping, blocks: readonly StoredBlock[]): ProgramHeader {
   const block = blocks[lastIndexAtOrBelow(blocks, paddr)];

@@ -1,10 +1,14 @@
 /**
- * A set of page frame numbers: one bit a page, in pieces that are made only where a page is in the set, so that it takes
- * memory by what is in it and not by how high the numbers go.
+ * A set of page frame numbers: one bit a page, in pieces that are made only where some pages are in the set and some are
+ * not, so that it takes memory by what is in it and neither by how high the numbers go nor by how long a run is: a vmcore
+ * of a few bytes can claim that terabytes were left out.
  */
 
 /** Pages of a piece: 128 MiB of memory, 4 KiB of bits. */
 const PIECE_PAGES = 32_768;
+
+/** A piece that is in the set from end to end; one for all. */
+const FULL = new Uint32Array(PIECE_PAGES / 32).fill(0xffff_ffff);
 
 /** A run of page frames: [start, end). */
 export interface PfnRun {
@@ -27,7 +31,7 @@ export class PageSet {
     let added = 0;
     for (let at = pfn; at < pfn + count;) {
       const end = Math.min(pfn + count, (Math.floor(at / PIECE_PAGES) + 1) * PIECE_PAGES);
-      added += setBits(this.#piece(at), at % PIECE_PAGES, end - at);
+      added += end - at === PIECE_PAGES ? this.#fill(at) : setBits(this.#piece(at), at % PIECE_PAGES, end - at);
       at = end;
     }
     this.#size += added;
@@ -50,6 +54,9 @@ export class PageSet {
       if (!bits) {
         if (!included) return at;
         at += PIECE_PAGES - bit;
+      } else if (bits === FULL) {
+        if (included) return at;
+        at += PIECE_PAGES - bit;
       } else if ((bit & 31) === 0 && (bits[bit >>> 5]! | 0) === whole) at += 32;
       else if (((bits[bit >>> 5]! & (1 << (bit & 31))) !== 0) === included) return at;
       else at++;
@@ -68,6 +75,15 @@ export class PageSet {
     }
   }
 
+  /** Adds a whole piece. @returns how many of its pages were not in the set before */
+  #fill(pfn: number): number {
+    const index = Math.floor(pfn / PIECE_PAGES);
+    let added = PIECE_PAGES;
+    for (const { start, end } of this.runs(pfn, pfn + PIECE_PAGES, true)) added -= end - start;
+    this.#pieces.set(index, FULL);
+    return added;
+  }
+
   #piece(pfn: number): Uint32Array {
     const index = Math.floor(pfn / PIECE_PAGES);
     let bits = this.#pieces.get(index);
@@ -78,6 +94,7 @@ export class PageSet {
 
 /** Sets bits that are not set. @returns how many those were */
 function setBits(bits: Uint32Array, from: number, count: number): number {
+  if (bits === FULL) return 0;
   let added = 0;
   for (let bit = from; bit < from + count;) {
     if ((bit & 31) === 0 && from + count - bit >= 32 && bits[bit >>> 5] === 0) {

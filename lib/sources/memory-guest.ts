@@ -2,11 +2,12 @@
  * A guest whose memory is at hand as random access: all sources but streams end as one of these.
  */
 
+import type { Chunk } from '../model/chunk.js';
 import type { Architecture, ChunkOptions, CpuState, Guest } from '../model/guest.js';
-import { type MemoryRegion, PhysicalMemory } from '../model/physical-memory.js';
-import type { Chunk, Source, StageOptions } from '../model/stage.js';
-import { MemorySource } from './memory-source.js';
 import type { ElfNote } from '../model/note.js';
+import { type MemoryBlock, type MemoryRegion, PhysicalMemory } from '../model/physical-memory.js';
+import type { Source, StageOptions } from '../model/stage.js';
+import { MemorySource } from './memory-source.js';
 
 /** What a MemoryGuest is made of. */
 export interface MemoryGuestFields {
@@ -41,7 +42,7 @@ export class MemoryGuest implements Guest {
     this.memory = new PhysicalMemory(fields.regions);
   }
 
-  get blocks(): readonly MemoryRegion[] {
+  get blocks(): readonly MemoryBlock[] {
     return this.memory.regions;
   }
 

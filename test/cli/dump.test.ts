@@ -125,6 +125,8 @@ t.test('wrong usage: exit code 2, one line, nothing made', async (t) => {
       /--paging needs the CPU registers of guest.ram: give --registers/,
     ],
     [['dump', DEMO, '-o', 'x', '--registers', 'r'], /describe a raw memory file/],
+    [['dump', DEMO, '-o', 'x', '--force-raw'], /describe a raw memory file/],
+    [['dump', DEMO, '-o', 'x', '--find-vmcoreinfo', '--vmcoreinfo', 'v'], /both say which VMCOREINFO to take/],
     [['dump', '', '-o', 'x'], /the source is empty; say a path, .* or - for stdin/],
     [['dump', '-o', 'x', '--', ''], /the source is empty/],
     [['inspect', ''], /the source is empty/],

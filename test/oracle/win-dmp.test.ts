@@ -192,7 +192,7 @@ for (const name of WINDOWS_GUEST_NAMES)
     for (const { about, patches, file, error } of windows.manifest.cases)
       await t.test(`${about}${error ? `: ${error}` : ''}`, async (t) => {
         const guest = await patchedGuest(windows, patches);
-        const before = [...guest.blocks].map(({ backing }) => Buffer.from((backing as BufferBacking).bytes));
+        const before = [...guest.memory!.regions].map(({ backing }) => Buffer.from((backing as BufferBacking).bytes));
         const job = dump(guest, { format: 'win-dmp' }, { file: ours, force: true });
         if (file) {
           await job.finished;
@@ -202,7 +202,7 @@ for (const name of WINDOWS_GUEST_NAMES)
           t.match(refusal, { code: 'BAD_INPUT' });
           t.equal(messageOf(refusal), error);
         }
-        const after = [...guest.blocks].map(({ backing }) => Buffer.from((backing as BufferBacking).bytes));
+        const after = [...guest.memory!.regions].map(({ backing }) => Buffer.from((backing as BufferBacking).bytes));
         t.ok(
           before.every((bytes, i) => bytes.equals(after[i]!)),
           'the guest is as it was',

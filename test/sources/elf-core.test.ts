@@ -47,9 +47,9 @@ t.test('a small core: blocks, memory, CPUs, notes', async (t) => {
   t.equal(guest.arch, 'x86_64');
   t.same(blocksOf(guest), [
     [0, 0x180],
-    [0x100000, 0x100],
-    [0x100100, 0x100],
+    [0x100000, 0x200],
   ]);
+  t.equal(guest.missing, null, 'a page of which the core has bytes is not left out');
   t.equal(guest.cpus.length, 1);
   t.match(guest.cpus[0], { rip: 0xffffffff81000000n, longMode: true, system: null });
   t.same(
@@ -62,7 +62,7 @@ t.test('a small core: blocks, memory, CPUs, notes', async (t) => {
   t.notOk(guest.memory!.read(0x5000, bytes));
   const memory = await memoryOf(guest);
   t.equal(memory.get(0), hex(pattern(0x180, 1)));
-  t.equal(memory.get(0x100100), '00'.repeat(0x100), 'p_memsz beyond p_filesz reads as zeros');
+  t.equal(memory.get(0x100000)?.slice(0x200), '00'.repeat(0x100), 'p_memsz beyond p_filesz reads as zeros');
   guest.close();
 });
 
@@ -100,7 +100,7 @@ t.test('more program headers than e_phnum can say', async (t) => {
         vaddr: 0n,
         paddr: i * 16,
         filesz: i < count - 1 ? 0 : 16,
-        memsz: 16,
+        memsz: i < count - 1 ? 0 : 16,
         align: 0,
       })),
     );
@@ -148,7 +148,13 @@ t.test('notes behind the memory, in several segments', async (t) => {
 });
 
 t.test('which bytes are which memory', async (t) => {
-  const cases: { name: string; segments: Segment[]; notes?: Uint8Array; want: [number, string][] }[] = [
+  const cases: {
+    name: string;
+    segments: Segment[];
+    notes?: Uint8Array;
+    parts?: [number, Uint8Array][];
+    want: [number, string][];
+  }[] = [
     {
       name: 'adjacent blocks of a physical dump stay apart',
       segments: [
@@ -187,30 +193,27 @@ t.test('which bytes are which memory', async (t) => {
         { paddr: 0x100, vaddr: 0xffffffff81000000n, offset: 0x2000, filesz: 0x100 },
         { paddr: 0, vaddr: 0xffff888000000000n, offset: 0x1000, filesz: 0x400 },
       ],
+      parts: [[0x2000, data.subarray(0x100, 0x200)]],
       want: [
         [0, dataAt(0, 0x100)],
-        [0x100, dataAt(0x1000, 0x100)],
+        [0x100, dataAt(0x100, 0x100)],
         [0x200, dataAt(0x200, 0x200)],
       ],
     },
     {
-      name: 'bytes win over zeros, whatever the order',
+      name: 'bytes win over what was left out, whatever the order',
       segments: [
         { paddr: 0, offset: 0x1000, filesz: 0x10, memsz: 0x100 },
         { paddr: 0x80, offset: 0x1100, filesz: 0x20 },
       ],
-      want: [
-        [0, dataAt(0, 0x10)],
-        [0x10, '00'.repeat(0x70)],
-        [0x80, dataAt(0x100, 0x20)],
-        [0xa0, '00'.repeat(0x60)],
-      ],
+      want: [[0, dataAt(0, 0x10) + '00'.repeat(0x70) + dataAt(0x100, 0x20) + '00'.repeat(0x60)]],
     },
     {
-      name: 'what is not stored is not memory',
+      name: 'what has neither bytes nor a place for them is not memory',
       segments: [
-        { paddr: 0, offset: 0x1000, filesz: 0, memsz: 0x1000 },
+        { paddr: 0, offset: 0x1000, filesz: 0, memsz: 0 },
         { paddr: 0x1000, offset: -1n, filesz: 0x1000 },
+        { paddr: 0x4000, offset: -1n, filesz: 0, memsz: 0x1000 },
         { paddr: -1n, vaddr: 0xffffc90000000000n, offset: 0x1800, filesz: 0x100 },
         { paddr: 0x2000, offset: 0x1000, filesz: 0x100 },
       ],
@@ -236,9 +239,9 @@ t.test('which bytes are which memory', async (t) => {
       ],
     },
   ];
-  for (const { name, segments, notes = new Uint8Array(0), want } of cases) {
+  for (const { name, segments, notes = new Uint8Array(0), parts = [], want } of cases) {
     const note = { type: PT_NOTE, offset: 0x800, filesz: notes.length };
-    const guest = await open(coreOf([...segments, note], { parts: [[0x800, notes]] }));
+    const guest = await open(coreOf([...segments, note], { parts: [[0x800, notes], ...parts] }));
     t.same([...(await memoryOf(guest))], want, name);
     guest.close();
   }
@@ -270,10 +273,10 @@ t.test('what is refused, in one clear line', async (t) => {
     ['p_paddr at the edge', coreOf([{ ...load, paddr: 2n ** 52n - 0xffn }]), 'BAD_INPUT', /above the 52 bits/],
     ['p_memsz of 2^64', coreOf([{ ...load, memsz: 2n ** 64n - 1n }]), 'BAD_INPUT', /above the 52 bits/],
     [
-      'zeros without end',
+      'memory left out without end',
       coreOf([{ ...load, memsz: 2n ** 51n }]),
       'LIMIT',
-      /bytes of zeros .* maxZeroBytes = 70368744177664/,
+      /bytes of memory were left out .* maxLeftOutBytes = 70368744177664/,
     ],
     ['p_filesz > p_memsz', coreOf([{ ...load, memsz: 0xff }]), 'BAD_INPUT', /p_filesz 0x100 is larger/],
     [
@@ -316,16 +319,16 @@ t.test('what is refused, in one clear line', async (t) => {
 
 t.test('limits can be set', async (t) => {
   const path = scratch.write(smallCore());
-  await t.rejects(openElfCore(path, { maxProgramHeaders: 2, maxNoteBytes: 1000, maxZeroBytes: 0x100 }), {
+  await t.rejects(openElfCore(path, { maxProgramHeaders: 2, maxNoteBytes: 1000, maxLeftOutBytes: 0x100 }), {
     code: 'LIMIT',
   });
-  await t.rejects(openElfCore(path, { maxProgramHeaders: 3, maxNoteBytes: 10, maxZeroBytes: 0x100 }), {
+  await t.rejects(openElfCore(path, { maxProgramHeaders: 3, maxNoteBytes: 10, maxLeftOutBytes: 0x100 }), {
     code: 'LIMIT',
   });
-  await t.rejects(openElfCore(path, { maxProgramHeaders: 3, maxNoteBytes: 1000, maxZeroBytes: 0xff }), {
+  await t.rejects(openElfCore(path, { maxProgramHeaders: 3, maxNoteBytes: 1000, maxLeftOutBytes: 0xff }), {
     code: 'LIMIT',
   });
-  (await openElfCore(path, { maxProgramHeaders: 3, maxNoteBytes: 1000, maxZeroBytes: 0x100 })).close();
+  (await openElfCore(path, { maxProgramHeaders: 3, maxNoteBytes: 1000, maxLeftOutBytes: 0x100 })).close();
 });
 
 t.test('cut anywhere, a core is a VmcoreError and leaves no file open', async (t) => {
@@ -345,6 +348,25 @@ t.test('a file that shrinks while it is read', async (t) => {
   truncateSync(path, smallCore().length - 0x80);
   await t.rejects(collect(guest.chunks()), { name: 'VmcoreError', code: 'TRUNCATED' });
   guest.close();
+});
+
+/** The same memory in two segments, the second of which has `text` of it again. */
+function coreWithText(text: Uint8Array): Uint8Array {
+  const segments = [
+    { paddr: 0x1000, vaddr: 0xffffffff81000000n, offset: 0x6000, filesz: text.length },
+    { paddr: 0, vaddr: 0xffff888000000000n, offset: DATA_AT, filesz: data.length },
+  ];
+  return coreOf(segments, { parts: [[0x6000, text]] });
+}
+
+t.test('memory that is in the core twice, as /proc/vmcore has the text, has to be the same both times', async (t) => {
+  const text = data.slice(0x1000, 0x3000);
+  const guest = await open(coreWithText(text));
+  t.equal([...(await memoryOf(guest)).values()].join(''), dataAt(0, data.length));
+  guest.close();
+  text[0x1234]! ^= 1;
+  const refused = { code: 'BAD_INPUT', message: /memory at 0x2234 is at byte 29236 and at byte 12852 .* and differs/ };
+  await t.rejects(open(coreWithText(text)), refused);
 });
 
 t.test('250,000 segments over each other are sorted out', async (t) => {
@@ -432,12 +454,18 @@ t.test('a VirtualBox core', async (t) => {
   view.setUint32(4, 0x00010000, true);
   const old = await coreWith();
   t.same(old.cpus, [], 'an old version, whose CPU is of another layout');
+  t.match(
+    old.assumption,
+    /VirtualBox's CPU notes are of format 1\.0, not 1\.4 to 1\.6, and their registers are left aside/,
+  );
   t.equal(old.notes.length, 2);
   old.close();
 });
 
 /** A core as `xl dump-core` writes it: sections, names of sections last. */
-function xenCore(options: { magic?: bigint; pfns?: bigint[]; pages?: number; cut?: string } = {}): Uint8Array {
+function xenCore(
+  options: { magic?: bigint; pfns?: bigint[]; pages?: number; data?: Uint8Array; cut?: string } = {},
+): Uint8Array {
   const { magic = 0xf00febeen, pfns = [0n, 1n, 0x100n, 2n ** 64n - 1n, 0x101n, 2n], cut } = options;
   const header = new BigUint64Array([magic, 1n, BigInt(pfns.length), 4096n]);
   const context = new Uint8Array(5168);
@@ -455,7 +483,7 @@ function xenCore(options: { magic?: bigint; pfns?: bigint[]; pages?: number; cut
     ['.shstrtab', new Uint8Array(0)],
     ['.note.Xen', makeNote('Xen', 0x2000001, new Uint8Array(header.buffer))],
     ['.xen_prstatus', context],
-    ['.xen_pages', pattern((options.pages ?? pfns.length) * 4096)],
+    ['.xen_pages', options.data ?? pattern((options.pages ?? pfns.length) * 4096)],
     ['.xen_pfn', new Uint8Array(BigUint64Array.from(pfns).buffer)],
   ];
   const names = sections.map(([name]) => `${name}\0`).join('');
@@ -501,6 +529,14 @@ t.test('a Xen HVM core', async (t) => {
   guest.close();
 });
 
+t.test('a Xen core that names a frame twice, with the same bytes, is taken and told of', async (t) => {
+  const page = pattern(4096);
+  const guest = await open(xenCore({ pfns: [1n, 2n, 1n], data: concat(page, new Uint8Array(4096), page) }));
+  t.match(guest.assumption, /names 1 page frame again; .* is taken once$/);
+  t.same(await memoryOf(guest), new Map([[0x1000, hex(page) + '00'.repeat(4096)]]));
+  guest.close();
+});
+
 t.test('Xen cores that are refused', async (t) => {
   const cases: [string, Uint8Array, string, RegExp][] = [
     ['paravirtual', xenCore({ magic: 0xf00febedn }), 'UNSUPPORTED', /paravirtual Xen guest/],
@@ -510,6 +546,7 @@ t.test('Xen cores that are refused', async (t) => {
     ['no names', xenCore({ cut: '.shstrtab' }), 'BAD_INPUT', /nor a section/],
     ['pages do not fit', xenCore({ pages: 5 }), 'BAD_INPUT', /does not fit/],
     ['a wild frame number', xenCore({ pfns: [2n ** 41n] }), 'BAD_INPUT', /above the 52 bits/],
+    ['a frame number twice', xenCore({ pfns: [1n, 2n, 1n] }), 'BAD_INPUT', /memory at 0x1000 .* and differs/],
     ['no page at all', xenCore({ pfns: [2n ** 64n - 1n] }), 'BAD_INPUT', /names no page/],
   ];
   for (const [name, bytes, code, message] of cases)

@@ -18,7 +18,7 @@ const scratch = new Scratch();
 /** Headers and notes of the small core; the rest is memory, where nothing can go wrong. */
 const INTERESTING_BYTES = 64 + 3 * 56 + 400;
 /** Zeros that go through within a moment: a lie about p_memsz shall not take the time that other lies could have. */
-const LIMITS = { ...DEFAULT_ELF_LIMITS, maxZeroBytes: 2 ** 38 };
+const LIMITS = { ...DEFAULT_ELF_LIMITS, maxLeftOutBytes: 2 ** 38 };
 
 type Mutation = readonly [at: number, width: 1 | 2 | 4 | 8, value: bigint];
 

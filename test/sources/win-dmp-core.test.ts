@@ -125,7 +125,7 @@ t.test('what is no full dump, or not whole', async (t) => {
   ] as const)
     refused((bytes) => void setWinDmpFields(bytes, 64, { DumpType: type }), {
       code: 'UNSUPPORTED',
-      message: `${path}: the Windows crash dump is ${text} (DumpType ${type}), not a full one`,
+      message: `${path}: the Windows crash dump is ${text} (DumpType ${type}), not a full one; make a complete memory dump`,
     });
   refused((bytes) => bytes.subarray(0, 0x1fff), {
     code: 'TRUNCATED',

@@ -2,12 +2,15 @@
  * An ELF core file as a guest: QEMU's and Cloud Hypervisor's, VirtualBox's, Xen's, /proc/vmcore.
  *
  * The file is opened for as long as the guest is; its memory is read where it stands, so that holes stay holes. Blocks
- * are those of the PT_LOADs (see elf-memory.ts); what has p_filesz < p_memsz is a block of zeros behind that of its
- * bytes; what has no bytes in the file at all (p_filesz 0, p_offset -1) is not memory.
+ * are those of the PT_LOADs (see elf-memory.ts); what has p_memsz beyond p_filesz was left out, reads as zeros, and is
+ * told of as missing; what has p_offset -1 is not memory.
  */
 
 import type { DecodedElfHeader, ProgramHeader } from '../../formats/elf.js';
-import type { MemoryRegion } from '../../model/physical-memory.js';
+import { FileBacking } from '../../io/file-backing.js';
+import type { MissingPages } from '../../model/page-exclusion.js';
+import { PAGE_SIZE } from '../../model/page-size.js';
+import type { MemoryBlock, MemoryRegion } from '../../model/physical-memory.js';
 import {
   checkStored,
   type CoreHeaders,
@@ -16,13 +19,40 @@ import {
   type ElfLimits,
   readCoreHeaders,
   readElfHeader,
-  readProgramHeaderTable,
   truncatedError,
 } from './elf-headers.js';
-import { resolveMemory } from './elf-memory.js';
-import { FileBacking } from '../../io/file-backing.js';
-import { MemoryGuest, type MemoryGuestFields } from '../memory-guest.js';
+import { leftOutPages, machineBlocks, resolveMemory, type StoredBlock } from './elf-memory.js';
+import { checkRepeats, repeatedMemory } from './elf-repeats.js';
 import { isXenCore, readXenCore } from './xen-core.js';
+import { MemoryGuest, type MemoryGuestFields } from '../memory-guest.js';
+import { statfsSync } from 'node:fs';
+
+/** A guest that came from an ELF core file. */
+export class ElfCoreGuest extends MemoryGuest {
+  /** the pages that were left out; null when none was */
+  readonly missing: MissingPages | null;
+  readonly #blocks: readonly MemoryBlock[];
+
+  constructor(
+    fields: MemoryGuestFields,
+    /** the header, as it stands */
+    readonly header: DecodedElfHeader,
+    /** the program headers, as they stand */
+    readonly programHeaders: readonly ProgramHeader[],
+    pieces: readonly StoredBlock[],
+  ) {
+    super(fields);
+    this.missing = leftOutPages(pieces);
+    this.#blocks = machineBlocks(pieces);
+  }
+
+  override get blocks(): readonly MemoryBlock[] {
+    return this.#blocks;
+  }
+}
+
+/** f_type of procfs (linux/magic.h) */
+const PROC_SUPER_MAGIC = 0x9fa0;
 
 /**
  * Opens an ELF core file.
@@ -44,18 +74,40 @@ export async function openElfCore(path: string, limits: ElfLimits = DEFAULT_ELF_
 
 async function readCore(file: FileBacking, limits: ElfLimits): Promise<ElfCoreGuest> {
   const reader = readerOf(file);
-  const headers = await readHeaders(reader, await readElfHeader(reader), limits);
+  const header = await readElfHeader(reader);
+  const isXen = isXenCore(header);
+  const headers = isXen
+    ? await readXenCore(reader, header, limits)
+    : await readCoreHeaders(reader, header, limits, { notesFirst: false });
   checkStored(file.name, file.size, headers.loads);
-  const regions = resolveMemory(file.name, headers, limits).map(({ base, length, offset }): MemoryRegion =>
+  const pieces = resolveMemory(file.name, headers, limits);
+  const repeated = await compareRepeats(file, headers, pieces);
+  const regions = pieces.map(({ base, length, offset }): MemoryRegion =>
     offset === null ? { base, length, backing: null, offset: 0 } : { base, length, backing: file, offset },
   );
-  const { arch, cpus, notes } = headers;
-  return new ElfCoreGuest({ name: file.name, arch, regions, cpus, notes }, reader, limits);
+  const { arch, cpus, notes, programHeaders } = headers;
+  const assumption = isXen && repeated > 0 ? namedAgain(file.name, repeated) : headers.assumption;
+  return new ElfCoreGuest({ name: file.name, arch, regions, cpus, notes, assumption }, header, programHeaders, pieces);
 }
 
-function readHeaders(reader: CoreReader, header: DecodedElfHeader, limits: ElfLimits): Promise<CoreHeaders> {
-  if (isXenCore(header)) return readXenCore(reader, header, limits);
-  return readCoreHeaders(reader, header, limits, { notesFirst: false });
+/**
+ * Compares what the file has twice. In /proc both are the memory itself, which may change meanwhile: that is no
+ * contradiction.
+ * @returns how many bytes are there again
+ */
+async function compareRepeats(
+  file: FileBacking,
+  { loads }: CoreHeaders,
+  pieces: readonly StoredBlock[],
+): Promise<number> {
+  const repeated = repeatedMemory(file.name, loads, pieces);
+  if (repeated.length > 0 && statfsSync(file.name).type !== PROC_SUPER_MAGIC) await checkRepeats(file, repeated);
+  return repeated.reduce((sum, { length }) => sum + length, 0);
+}
+
+function namedAgain(name: string, bytes: number): string {
+  const pages = bytes / PAGE_SIZE;
+  return `${name} names ${pages} page ${pages === 1 ? 'frame' : 'frames'} again; each has the same bytes both times, and is taken once`;
 }
 
 /** Reads parts of a file whose size is known, so that nothing is allocated for what is not there. */
@@ -69,28 +121,4 @@ function readerOf(file: FileBacking): CoreReader {
       return bytes;
     },
   };
-}
-
-/** Header and program headers of an ELF core, as they stand. */
-export interface CoreProgramHeaders {
-  readonly header: DecodedElfHeader;
-  readonly programHeaders: readonly ProgramHeader[];
-}
-
-/** The guest of an ELF core file. */
-export class ElfCoreGuest extends MemoryGuest {
-  constructor(
-    fields: MemoryGuestFields,
-    private readonly reader: CoreReader,
-    private readonly limits: ElfLimits,
-  ) {
-    super(fields);
-  }
-
-  /** The table itself, for those who want to see it; of a core with sections only it is empty. @throws VmcoreError */
-  async programHeaders(): Promise<CoreProgramHeaders> {
-    const header = await readElfHeader(this.reader);
-    if (isXenCore(header)) return { header, programHeaders: [] };
-    return { header, programHeaders: await readProgramHeaderTable(this.reader, header, this.limits) };
-  }
 }

@@ -6,11 +6,11 @@
  * (formats/elf.ts); what the writers do differently:
  *
  * - QEMU 7.2 and later put section headers between the ELF header and the program headers: e_phoff is to be believed.
- * - VirtualBox leaves e_ident[EI_VERSION] 0, and gives MMIO ranges as PT_LOADs with p_filesz 0.
+ * - VirtualBox leaves e_ident[EI_VERSION] 0, and gives MMIO ranges as PT_LOADs with p_filesz 0, as others do memory that
+ *   they left out.
  * - /proc/kcore has p_paddr -1 where a segment has no physical address (fs/proc/kcore.c).
  */
 
-import { VmcoreError } from '../../model/errors.js';
 import {
   type DecodedElfHeader,
   decodeElfHeader,
@@ -22,6 +22,7 @@ import {
   EM_386,
   EM_X86_64,
   ET_CORE,
+  NO_PHYSICAL_ADDRESS,
   NOT_STORED,
   PN_XNUM,
   type ProgramHeader,
@@ -29,10 +30,11 @@ import {
   PT_NOTE,
 } from '../../formats/elf.js';
 import { NOTE_NAME_CORE, parseNotes, splitNotes } from '../../formats/notes.js';
+import { VmcoreError } from '../../model/errors.js';
 import type { Architecture, CpuState } from '../../model/guest.js';
-import { PHYSICAL_ADDRESS_LIMIT } from '../../model/physical-memory.js';
-import { splitVirtualBoxNotes } from './vbox-notes.js';
 import type { ElfNote } from '../../model/note.js';
+import { PHYSICAL_ADDRESS_LIMIT } from '../../model/physical-memory.js';
+import { NOTE_NAME_VBCORE, splitVirtualBoxNotes } from './vbox-notes.js';
 
 /** What a core's headers may make us hold, and go through. */
 export interface ElfLimits {
@@ -40,15 +42,15 @@ export interface ElfLimits {
   readonly maxProgramHeaders: number;
   /** size of all notes in bytes */
   readonly maxNoteBytes: number;
-  /** bytes of memory that are not in the core and read as zeros, which nothing else bounds */
-  readonly maxZeroBytes: number;
+  /** bytes of memory that were left out of the core, which nothing else bounds */
+  readonly maxLeftOutBytes: number;
 }
 
 /** Enough for 2^18 mappings, for the notes of QEMU's 4096 CPUs (3.4 MB), and for 64 TiB that makedumpfile left out. */
 export const DEFAULT_ELF_LIMITS: ElfLimits = {
   maxProgramHeaders: 2 ** 18,
   maxNoteBytes: 2 ** 22,
-  maxZeroBytes: 2 ** 46,
+  maxLeftOutBytes: 2 ** 46,
 };
 
 /** Reads parts of a core while its headers are looked at. */
@@ -63,15 +65,15 @@ export interface CoreReader {
   read(offset: number, length: number, what: string): Promise<Uint8Array>;
 }
 
-/** A PT_LOAD that has bytes in the file and a physical address; its numbers are checked. */
+/** A PT_LOAD that is memory; its numbers are checked. */
 export interface LoadSegment {
   /** its place in the program header table, for messages and for precedence */
   readonly index: number;
   /** guest physical address */
   readonly paddr: number;
-  /** p_offset: where the bytes are in the file */
+  /** p_offset: where the bytes are in the file, or would be */
   readonly offset: number;
-  /** p_filesz: bytes in the file, at least 1 */
+  /** p_filesz: bytes in the file; 0 when all of it was left out */
   readonly filesz: number;
   /** p_memsz: bytes of memory, at least p_filesz */
   readonly memsz: number;
@@ -96,6 +98,10 @@ export interface CoreHeaders {
   readonly notes: readonly ElfNote[];
   /** names of all notes, those of the CPUs too: who wrote a core shows in them */
   readonly noteNames: ReadonlySet<string>;
+  /** the table as it stands; empty for a core that has sections instead */
+  readonly programHeaders: readonly ProgramHeader[];
+  /** what was decided by a rule, and whoever opens the core should know */
+  readonly assumption?: string | undefined;
 }
 
 /** e_type as people say it */
@@ -122,8 +128,6 @@ const MACHINE_NAMES: Readonly<Record<number, string>> = {
 const ELFDATA2MSB = 2;
 /** bytes of e_ident, which says how long the rest of the header is */
 const EI_NIDENT = 16;
-/** p_paddr of (Elf64_Addr) -1, rounded to a number */
-const NO_PHYSICAL_ADDRESS = 2 ** 64;
 /** n_type of CORE notes that only the core of a process has (elf.h) */
 const PROCESS_NOTES: ReadonlySet<number> = new Set([3 /* NT_PRPSINFO */, 6 /* NT_AUXV */]);
 
@@ -132,9 +136,9 @@ export function truncatedError(name: string, end: number, what: string, claimed:
   return new VmcoreError('TRUNCATED', `${name} ends at byte ${end}, but ${what} reaches to byte ${claimed}`);
 }
 
-/** One past the last byte that a PT_LOAD has in the file. */
+/** One past the last byte that a PT_LOAD has in the file; 0 when it has none. */
 export function storedEnd({ offset, filesz }: LoadSegment): number {
-  return offset + filesz;
+  return filesz === 0 ? 0 : offset + filesz;
 }
 
 /** Checks that a core that ends at byte `end` has all bytes of its PT_LOADs. @throws VmcoreError TRUNCATED */
@@ -176,19 +180,39 @@ export async function readCoreHeaders(
   limits: ElfLimits,
   options: { readonly notesFirst: boolean },
 ): Promise<CoreHeaders> {
-  const { loads, noteSegments } = await readProgramHeaders(reader, header, limits);
-  if (options.notesFirst) checkNotesFirst(reader.name, loads, noteSegments);
+  const programHeaders = await readProgramHeaderTable(reader, header, limits);
+  const { loads: allLoads, noteSegments } = readSegments(reader.name, programHeaders);
+  if (options.notesFirst) checkNotesFirst(reader.name, allLoads, noteSegments);
   const notes = await readNotes(reader, noteSegments, limits);
+  const noteNames = new Set(notes.map((note) => note.name));
+  const loads = isVirtualBoxCore(noteNames) ? allLoads.filter(({ filesz }) => filesz > 0) : allLoads;
   checkMachine(reader.name, loads, notes);
-  return { ...sortNotes(notes, header.machine), loads, noteNames: new Set(notes.map((note) => note.name)) };
+  return { ...sortNotes(reader.name, notes, header.machine), loads, noteNames, programHeaders };
+}
+
+/** Whether VirtualBox wrote a core, and nobody since: its CPUs would have NT_PRSTATUS then. */
+function isVirtualBoxCore(noteNames: ReadonlySet<string>): boolean {
+  return noteNames.has(NOTE_NAME_VBCORE) && !noteNames.has(NOTE_NAME_CORE);
 }
 
 /** The architecture and the CPUs; e_machine is the mode of the first CPU, by QEMU's rule. */
-function sortNotes(notes: readonly ElfNote[], machine: number): Pick<CoreHeaders, 'arch' | 'cpus' | 'notes'> {
+function sortNotes(
+  name: string,
+  notes: readonly ElfNote[],
+  machine: number,
+): Pick<CoreHeaders, 'arch' | 'cpus' | 'notes' | 'assumption'> {
   const isX86_64 = machine === EM_X86_64;
-  const split = splitNotes(notes, isX86_64);
-  const { cpus, others } = split.cpus.length > 0 ? split : splitVirtualBoxNotes(split.others);
-  return { arch: isX86_64 ? 'x86_64' : 'i386', cpus, notes: others };
+  const arch = isX86_64 ? 'x86_64' : 'i386';
+  const { cpus, others } = splitNotes(notes, isX86_64);
+  if (cpus.length > 0) return { arch, cpus, notes: others };
+  const vbox = splitVirtualBoxNotes(others);
+  const { unknown } = vbox;
+  return {
+    arch,
+    cpus: vbox.cpus,
+    notes: vbox.others,
+    assumption: unknown === null ? undefined : `${name}: ${unknown}`,
+  };
 }
 
 /**
@@ -215,16 +239,15 @@ export async function readProgramHeaderTable(
   return Array.from({ length: count }, (_, index) => decodeProgramHeader(view, index * size, header.class));
 }
 
-async function readProgramHeaders(
-  reader: CoreReader,
-  header: DecodedElfHeader,
-  limits: ElfLimits,
-): Promise<{ loads: LoadSegment[]; noteSegments: NoteSegment[] }> {
+function readSegments(
+  name: string,
+  programHeaders: readonly ProgramHeader[],
+): { loads: LoadSegment[]; noteSegments: NoteSegment[] } {
   const loads: LoadSegment[] = [];
   const noteSegments: NoteSegment[] = [];
-  for (const [index, phdr] of (await readProgramHeaderTable(reader, header, limits)).entries()) {
+  for (const [index, phdr] of programHeaders.entries()) {
     if (phdr.type === PT_NOTE) noteSegments.push({ index, offset: phdr.offset, size: phdr.filesz });
-    if (phdr.type === PT_LOAD && isStoredMemory(phdr)) loads.push(loadSegment(reader.name, index, phdr));
+    if (phdr.type === PT_LOAD && isMemory(phdr)) loads.push(loadSegment(name, index, phdr));
   }
   return { loads, noteSegments };
 }
@@ -251,9 +274,9 @@ function checkProgramHeaderTable(name: string, header: DecodedElfHeader): void {
   checkOffset(name, header.phoff, 'the program header table');
 }
 
-/** Whether a PT_LOAD has bytes in the file and a physical address; QEMU writes p_offset -1 for what it left out. */
-function isStoredMemory(phdr: ProgramHeader): boolean {
-  return phdr.filesz > 0 && phdr.offset !== NOT_STORED && phdr.paddr < NO_PHYSICAL_ADDRESS;
+/** Whether a PT_LOAD is memory, stored or left out; QEMU writes p_offset -1 for what is no memory or out of its range. */
+function isMemory({ filesz, memsz, offset, paddr }: ProgramHeader): boolean {
+  return (filesz > 0 || memsz > 0) && offset !== NOT_STORED && paddr !== NO_PHYSICAL_ADDRESS;
 }
 
 function loadSegment(name: string, index: number, phdr: ProgramHeader): LoadSegment {
@@ -263,14 +286,13 @@ function loadSegment(name: string, index: number, phdr: ProgramHeader): LoadSegm
   if (paddr + memsz > PHYSICAL_ADDRESS_LIMIT)
     throw badInput(`${name}, ${what}: memory ${hex(paddr)}+${hex(memsz)} ends above the 52 bits of x86 addresses`);
   if (filesz > memsz) throw badInput(`${name}, ${what}: p_filesz ${hex(filesz)} is larger than p_memsz ${hex(memsz)}`);
-  checkOffset(name, offset + filesz, what);
+  if (filesz > 0) checkOffset(name, offset + filesz, what);
   return { index, paddr, offset, filesz, memsz, isVirtual: phdr.vaddr !== 0n && phdr.vaddr !== BigInt(paddr) };
 }
 
 /** Refuses an offset that no file can have, and that a number cannot hold exactly. */
 export function checkOffset(name: string, offset: number, what: string): void {
-  if (!Number.isSafeInteger(offset))
-    throw badInput(`${name}: ${what} stands at byte ${hex(offset)}, where no file reaches`);
+  if (!Number.isSafeInteger(offset)) throw badInput(`${name}: ${what} stands beyond byte 2^53, where no file reaches`);
 }
 
 async function readNotes(
@@ -298,7 +320,8 @@ async function readNotes(
 
 /** A stream's notes are needed before its memory goes by. */
 function checkNotesFirst(name: string, loads: readonly LoadSegment[], segments: readonly NoteSegment[]): void {
-  const memory = loads.reduce((first, load) => Math.min(first, load.offset), Number.POSITIVE_INFINITY);
+  const stored = loads.filter(({ filesz }) => filesz > 0);
+  const memory = stored.reduce((first, load) => Math.min(first, load.offset), Number.POSITIVE_INFINITY);
   for (const { index, offset, size } of segments) {
     if (size > 0 && offset >= memory)
       throw new VmcoreError(
@@ -315,7 +338,7 @@ function checkNotesFirst(name: string, loads: readonly LoadSegment[], segments: 
  */
 function checkMachine(name: string, loads: readonly LoadSegment[], notes: readonly ElfNote[]): void {
   const [first] = loads;
-  if (!first) throw badInput(`${name} holds no memory: no PT_LOAD has both bytes and a physical address`);
+  if (!first) throw badInput(`${name} holds no memory: no PT_LOAD has both bytes of memory and a physical address`);
   const virtualOnly = loads.every((load) => load.paddr === 0) && loads.some((load) => load.isVirtual);
   const areAliases = loads.every((load) => load.offset === first.offset);
   const hasProcessNote = notes.some((note) => note.name === NOTE_NAME_CORE && PROCESS_NOTES.has(note.type));

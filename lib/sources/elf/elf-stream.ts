@@ -8,15 +8,20 @@
  * Chunks come in the order of the core's bytes. That is the order of addresses for every writer seen (QEMU, Cloud
  * Hypervisor, VirtualBox, /proc/vmcore without its text segment); a core whose PT_LOADs are sorted differently comes
  * in the order of the file, which a framer and a seekable sink take as well, while a byte stream refuses it. Bytes
- * that no PT_LOAD names are skipped; bytes that several name (QEMU's paging dump) are passed on once.
+ * that no PT_LOAD names are skipped; bytes that several name (QEMU's paging dump) are passed on once. Memory that stands
+ * at two places is taken once, and compared by digests (elf-repeats.ts).
  */
 
+import { type ByteInput, type ByteSource, openByteInput } from '../../io/byte-input.js';
+import type { Chunk } from '../../model/chunk.js';
 import { VmcoreError } from '../../model/errors.js';
 import type { Architecture, ChunkOptions, CpuState, Guest } from '../../model/guest.js';
+import type { ElfNote } from '../../model/note.js';
+import type { MissingPages } from '../../model/page-exclusion.js';
 import { blockEnd, type MemoryBlock } from '../../model/physical-memory.js';
+import { intersect } from '../../model/range.js';
 import { SlabPool } from '../../model/slab-pool.js';
-import { type Chunk, Source, type StageOptions } from '../../model/stage.js';
-import { type ByteInput, type ByteSource, openByteInput } from '../../io/byte-input.js';
+import { Source, type StageOptions } from '../../model/stage.js';
 import {
   checkStored,
   type CoreHeaders,
@@ -29,10 +34,9 @@ import {
   storedEnd,
   truncatedError,
 } from './elf-headers.js';
-import { inStreamOrder, resolveMemory, type StoredBlock } from './elf-memory.js';
+import { inStreamOrder, leftOutPages, machineBlocks, resolveMemory, type StoredBlock } from './elf-memory.js';
+import { repeatedMemory, RepeatWatch } from './elf-repeats.js';
 import { isXenCore } from './xen-core.js';
-import type { ElfNote } from '../../model/note.js';
-import { intersect } from '../../model/range.js';
 
 /** How much of a stream's front is buffered at most: 2^18 program headers, the notes, and room for section headers. */
 const FRONT_LIMIT = 32 << 20;
@@ -40,7 +44,7 @@ const FRONT_LIMIT = 32 << 20;
 const FRONT_START = 64 << 10;
 /** What is skipped is read into a buffer of this size. */
 const SKIP_BYTES = 64 << 10;
-/** Zeros are passed on in pieces of this size, so that progress is steady. */
+/** What was left out is passed on as holes of this size, so that progress is steady. */
 const HOLE_BYTES = 64 << 20;
 /** What may follow the memory, and is read so that the writer does not fail: QEMU's section names. */
 const TAIL_LIMIT = 16 << 20;
@@ -84,6 +88,8 @@ class ForwardReader implements CoreReader {
   #frontLength = 0;
   /** where `fill` and `skipTo` are */
   #position = 0;
+  /** is shown all bytes that `fill` and `skipTo` pass */
+  #watch: RepeatWatch | null = null;
 
   constructor(input: ByteInput, name: string) {
     this.#input = input;
@@ -121,12 +127,12 @@ class ForwardReader implements CoreReader {
   /** Goes forward to `offset`. @returns where it got to: less when the stream has ended, more when it was beyond */
   async skipTo(offset: number): Promise<number> {
     if (offset <= this.#position) return this.#position;
-    if (this.#position < this.#frontLength) this.#advance(Math.min(offset, this.#frontLength) - this.#position);
+    if (this.#front) this.#advance(this.#front.subarray(this.#position, Math.min(offset, this.#frontLength)));
     const nowhere = new Uint8Array(Math.min(SKIP_BYTES, offset - this.#position));
     while (this.#position < offset) {
       const count = await this.#input.readSome(nowhere.subarray(0, offset - this.#position));
       if (count === 0) break;
-      this.#advance(count);
+      this.#advance(nowhere.subarray(0, count));
     }
     return this.#position;
   }
@@ -142,20 +148,26 @@ class ForwardReader implements CoreReader {
     if (this.#front) {
       const part = this.#front.subarray(this.#position, Math.min(this.#frontLength, this.#position + into.length));
       into.set(part);
-      this.#advance(part.length);
+      this.#advance(part);
       done = part.length;
     }
     while (done < into.length) {
       const count = await this.#input.readSome(into.subarray(done));
       if (count === 0) break;
-      this.#advance(count);
+      this.#advance(into.subarray(done, done + count));
       done += count;
     }
     return done;
   }
 
-  #advance(count: number): void {
-    this.#position += count;
+  /** Has `watch` see all bytes from here on. */
+  watchBy(watch: RepeatWatch): void {
+    this.#watch = watch;
+  }
+
+  #advance(passed: Uint8Array): void {
+    this.#watch?.see(this.#position, passed);
+    this.#position += passed.length;
     if (this.#position >= this.#frontLength) this.#front = null;
   }
 
@@ -172,6 +184,8 @@ class ElfStreamGuest implements Guest {
   readonly cpus: readonly CpuState[];
   readonly notes: readonly ElfNote[];
   readonly memory = null;
+  readonly missing: MissingPages | null;
+  readonly assumption: string | undefined;
   readonly #reader: ForwardReader;
   readonly #stored: readonly StoredBlock[];
   readonly #loads: readonly LoadSegment[];
@@ -182,7 +196,9 @@ class ElfStreamGuest implements Guest {
     this.arch = headers.arch;
     this.cpus = headers.cpus;
     this.notes = headers.notes;
-    this.blocks = stored.map(({ base, length }) => ({ base, length }));
+    this.assumption = headers.assumption;
+    this.blocks = machineBlocks(stored);
+    this.missing = leftOutPages(stored);
     this.#reader = reader;
     this.#stored = stored;
     this.#loads = headers.loads;
@@ -208,6 +224,7 @@ class ElfStreamSource extends Source<Chunk> {
   readonly #pieces: Iterator<StoredBlock>;
   /** with a range, reading stops behind it: whoever writes will find the stream closed */
   readonly #readsAll: boolean;
+  readonly #watch: RepeatWatch;
 
   constructor(
     reader: ForwardReader,
@@ -220,6 +237,8 @@ class ElfStreamSource extends Source<Chunk> {
     this.#pool = options.pool ?? new SlabPool();
     this.#pieces = cut(inStreamOrder(stored), options.range, this.#pool.slabBytes);
     this.#readsAll = options.range === undefined;
+    this.#watch = new RepeatWatch(reader.name, repeatedMemory(reader.name, loads, stored));
+    reader.watchBy(this.#watch);
   }
 
   protected override async next(): Promise<Chunk | null> {
@@ -254,6 +273,7 @@ class ElfStreamSource extends Source<Chunk> {
     // What others have named before is not passed on again, but a core that is cut there is cut.
     const end = this.loads.reduce((end, load) => Math.max(end, storedEnd(load)), 0);
     checkStored(this.#reader.name, await this.#reader.skipTo(end), this.loads);
+    this.#watch.check();
     await this.#reader.skipRest(TAIL_LIMIT);
     return null;
   }

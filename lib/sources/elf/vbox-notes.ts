@@ -16,7 +16,7 @@ export const NT_VBOXCORE = 0xb00;
 export const NOTE_NAME_VBCPU = 'VBCPU';
 export const NT_VBOXCPU = 0xb01;
 
-/** DBGFCOREDESCRIPTOR: u32Magic at 0, u32FmtVersion at 4 */
+/** DBGFCOREDESCRIPTOR: u32Magic at 0, u32FmtVersion at 4: 16 bits each of major and minor */
 const DBGFCORE_MAGIC = 0xc01ac0de;
 const FIRST_VERSION = 0x00010004;
 const LAST_VERSION = 0x00010006;
@@ -63,18 +63,36 @@ const ATTR_UNUSABLE = 1 << 16;
 const ATTR_PRESENT = 1 << 7;
 const ATTR_FLAGS = 0xf0ff;
 
-/**
- * Takes the CPUs out of the notes of a VirtualBox core.
- * @returns no CPUs, and the notes as they were, when they are not VirtualBox's or of a version with another layout
- */
-export function splitVirtualBoxNotes(notes: readonly ElfNote[]): { cpus: CpuState[]; others: readonly ElfNote[] } {
-  if (!notes.some(isKnownDescriptor)) return { cpus: [], others: notes };
-  const isCpu = (note: ElfNote): boolean =>
-    note.name === NOTE_NAME_VBCPU && note.type === NT_VBOXCPU && note.desc.length >= READ_SIZE;
+/** The notes of a core, with the CPUs of VirtualBox's apart. */
+export interface VirtualBoxNotes {
+  readonly cpus: readonly CpuState[];
+  /** the notes as they were, without those of the CPUs that could be read */
+  readonly others: readonly ElfNote[];
+  /** what could not be read; null when nothing, or when they are not VirtualBox's */
+  readonly unknown: string | null;
+}
+
+/** Takes the CPUs out of the notes of a VirtualBox core. */
+export function splitVirtualBoxNotes(notes: readonly ElfNote[]): VirtualBoxNotes {
+  const descriptor = notes.find(({ name, type }) => name === NOTE_NAME_VBCORE && type === NT_VBOXCORE);
+  const isAnyCpu = ({ name, type }: ElfNote): boolean => name === NOTE_NAME_VBCPU && type === NT_VBOXCPU;
+  if (!descriptor || !isKnownDescriptor(descriptor))
+    return { cpus: [], others: notes, unknown: notes.some(isAnyCpu) ? unknownVersion(descriptor) : null };
+  const isCpu = (note: ElfNote): boolean => isAnyCpu(note) && note.desc.length >= READ_SIZE;
+  const cut = notes.filter((note) => isAnyCpu(note) && !isCpu(note)).length;
   return {
     cpus: notes.filter(isCpu).map((note) => decodeCpu(viewOf(note.desc))),
     others: notes.filter((note) => !isCpu(note)),
+    unknown: cut === 0 ? null : `${cut} of VirtualBox's CPU notes are too short, and their registers are left aside`,
   };
+}
+
+/** `VirtualBox's CPU notes are of format 1.3, …` */
+function unknownVersion(descriptor: ElfNote | undefined): string {
+  const isVersioned = descriptor !== undefined && descriptor.desc.length >= 8;
+  const version = isVersioned ? viewOf(descriptor.desc).getUint32(4, true) : null;
+  const format = version === null ? 'a format that is not told' : `format ${version >>> 16}.${version & 0xffff}`;
+  return `VirtualBox's CPU notes are of ${format}, not 1.4 to 1.6, and their registers are left aside`;
 }
 
 function viewOf(bytes: Uint8Array): DataView {
@@ -82,7 +100,7 @@ function viewOf(bytes: Uint8Array): DataView {
 }
 
 function isKnownDescriptor(note: ElfNote): boolean {
-  if (note.name !== NOTE_NAME_VBCORE || note.type !== NT_VBOXCORE || note.desc.length < DESCRIPTOR_SIZE) return false;
+  if (note.desc.length < DESCRIPTOR_SIZE) return false;
   const view = viewOf(note.desc);
   const version = view.getUint32(4, true);
   return view.getUint32(0, true) === DBGFCORE_MAGIC && version >= FIRST_VERSION && version <= LAST_VERSION;

@@ -107,7 +107,8 @@ export async function readXenCore(
   const loads = await readPageRuns(reader, sections, limits);
   if (loads.length === 0) throw badInput(`${reader.name} holds no memory: ${SECTION_PFN} names no page`);
   const cpus = await readCpus(reader, sections, limits);
-  return { arch: header.machine === EM_X86_64 ? 'x86_64' : 'i386', loads, cpus, notes: [], noteNames: new Set() };
+  const arch = header.machine === EM_X86_64 ? 'x86_64' : 'i386';
+  return { arch, loads, cpus, notes: [], noteNames: new Set(), programHeaders: [] };
 }
 
 async function readSections(reader: CoreReader, header: DecodedElfHeader): Promise<Sections> {

@@ -2,20 +2,21 @@
  * A flattened file (formats/flattened.ts) as the file that it describes, without writing that anywhere: an index says
  * which record holds which bytes.
  *
- * makedumpfile writes the sub header a second time when it knows more, so a record that repeats another's place takes
- * it over. Records that overlap in any other way come from no writer, and are refused.
+ * makedumpfile writes headers a second time when it knows more, over what held their place. So of records that overlap the
+ * later one counts, as with `makedumpfile -R`, and the earlier one for what is left of it.
  */
 
-import { VmcoreError } from '../../model/errors.js';
 import {
   decodeFlattenedRecord,
   FLATTENED_HEADER_SIZE,
   FLATTENED_RECORD_SIZE,
   type FlattenedRecord,
 } from '../../formats/flattened.js';
-import type { DataRun } from '../../model/physical-memory.js';
 import type { FileBacking } from '../../io/file-backing.js';
 import type { RandomFile } from '../../io/random-file.js';
+import { VmcoreError } from '../../model/errors.js';
+import type { DataRun } from '../../model/physical-memory.js';
+import { ownedStretches } from '../span-owners.js';
 
 /** How many records are indexed unless told otherwise: 128 GB in QEMU's records of 16 KiB; 200 MB of index. */
 export const DEFAULT_MAX_RECORDS = 2 ** 23;
@@ -64,7 +65,7 @@ export class FlattenedFile implements RandomFile {
    * @throws VmcoreError BAD_INPUT, TRUNCATED, LIMIT, READ
    */
   static open(file: FileBacking, maxRecords: number = DEFAULT_MAX_RECORDS): FlattenedFile {
-    return new FlattenedFile(file, sortRecords(file, scanRecords(file, maxRecords)));
+    return new FlattenedFile(file, sortRecords(scanRecords(file, maxRecords)));
   }
 
   readSync(offset: number, into: Uint8Array): void {
@@ -137,20 +138,13 @@ function lastAtOrBelow(numbers: Float64Array, count: number, value: number): num
 /** Finds all records, in the order of the file. */
 function scanRecords(file: FileBacking, maxRecords: number): RecordIndex {
   const window = new FileWindow(file);
-  let offsets = new Float64Array(INITIAL_RECORDS);
-  let sizes = new Float64Array(INITIAL_RECORDS);
-  let places = new Float64Array(INITIAL_RECORDS);
-  let count = 0;
+  const found = new IndexBuilder();
   for (let at = FLATTENED_HEADER_SIZE; ;) {
     const record = readRecord(file, window, at);
-    if (record === 'end') return { count, offsets, sizes, places };
-    if (count === maxRecords)
+    if (record === 'end') return found;
+    if (found.count === maxRecords)
       throw new VmcoreError('LIMIT', `${file.name} has more than maxRecords = ${maxRecords} flattened records`);
-    if (count === offsets.length) [offsets, sizes, places] = [grown(offsets), grown(sizes), grown(places)];
-    offsets[count] = record.offset;
-    sizes[count] = record.size;
-    places[count] = at + FLATTENED_RECORD_SIZE;
-    count++;
+    found.add(record.offset, record.size, at + FLATTENED_RECORD_SIZE);
     at += FLATTENED_RECORD_SIZE + record.size;
   }
 }
@@ -173,32 +167,58 @@ function readRecord(file: FileBacking, window: FileWindow, at: number): Flattene
   return record;
 }
 
+/** Records sorted by offset, those that overlap cut to what counts of them. */
+function sortRecords(records: RecordIndex): RecordIndex {
+  const { count, offsets, sizes, places } = records;
+  const order = new Uint32Array(count).map((_, i) => i);
+  order.sort((a, b) => offsets[a]! - offsets[b]!);
+  const endOf = (i: number): number => offsets[order[i]!]! + sizes[order[i]!]!;
+  const sorted = new IndexBuilder();
+  for (let from = 0; from < count;) {
+    let to = from + 1;
+    for (let end = endOf(from); to < count && offsets[order[to]!]! < end; to++) end = Math.max(end, endOf(to));
+    if (to === from + 1) sorted.add(offsets[order[from]!]!, sizes[order[from]!]!, places[order[from]!]!);
+    else addOverlapping(sorted, records, order.slice(from, to));
+    from = to;
+  }
+  return sorted;
+}
+
+/** Adds records that overlap: the latest in the file is the first to take its bytes. */
+function addOverlapping(sorted: IndexBuilder, { offsets, sizes, places }: RecordIndex, records: Uint32Array): void {
+  const latestFirst = records.sort().reverse();
+  const starts = Float64Array.from(latestFirst, (i) => offsets[i]!);
+  const ends = Float64Array.from(latestFirst, (i) => offsets[i]! + sizes[i]!);
+  for (const { start, end, owner } of ownedStretches({ starts, ends })) {
+    const record = latestFirst[owner]!;
+    sorted.add(start, end - start, places[record]! + (start - offsets[record]!));
+  }
+}
+
+/** An index that grows. */
+class IndexBuilder implements RecordIndex {
+  count = 0;
+  offsets = new Float64Array(INITIAL_RECORDS);
+  sizes = new Float64Array(INITIAL_RECORDS);
+  places = new Float64Array(INITIAL_RECORDS);
+
+  add(offset: number, size: number, place: number): void {
+    if (this.count === this.offsets.length) {
+      this.offsets = grown(this.offsets);
+      this.sizes = grown(this.sizes);
+      this.places = grown(this.places);
+    }
+    this.offsets[this.count] = offset;
+    this.sizes[this.count] = size;
+    this.places[this.count] = place;
+    this.count++;
+  }
+}
+
 function grown(array: Float64Array<ArrayBuffer>): Float64Array<ArrayBuffer> {
   const larger = new Float64Array(array.length * 2);
   larger.set(array);
   return larger;
-}
-
-/** Sorts records by offset; of those with the same place the last one counts. */
-function sortRecords(file: FileBacking, { count, offsets, sizes, places }: RecordIndex): RecordIndex {
-  const order = new Uint32Array(count).map((_, i) => i);
-  order.sort((a, b) => offsets[a]! - offsets[b]! || a - b);
-  const sorted = { offsets: new Float64Array(count), sizes: new Float64Array(count), places: new Float64Array(count) };
-  let kept = 0;
-  for (const i of order) {
-    if (kept > 0 && offsets[i] === sorted.offsets[kept - 1] && sizes[i] === sorted.sizes[kept - 1]) kept--;
-    const end = kept === 0 ? 0 : sorted.offsets[kept - 1]! + sorted.sizes[kept - 1]!;
-    if (offsets[i]! < end)
-      throw new VmcoreError(
-        'BAD_INPUT',
-        `${file.name}: flattened records overlap: one for byte ${offsets[i]} begins before byte ${end}, where another ends`,
-      );
-    sorted.offsets[kept] = offsets[i]!;
-    sorted.sizes[kept] = sizes[i]!;
-    sorted.places[kept] = places[i]!;
-    kept++;
-  }
-  return { count: kept, ...sorted };
 }
 
 /** A file read through a small window. */

@@ -132,7 +132,7 @@ export class KdumpPages {
     if (offset + size > this.#file.size)
       throw new VmcoreError(
         'TRUNCATED',
-        `${this.#file.name} ends at byte ${this.#file.size}, but page 0x${(pfn * PAGE_SIZE).toString(16)} reaches to byte ${offset + size}`,
+        `${this.#file.name} ends at byte ${this.#file.size}, but page 0x${(pfn * PAGE_SIZE).toString(16)} reaches ${endText(offset + size)}`,
       );
   }
 
@@ -228,4 +228,9 @@ export class KdumpPages {
     }
     return { zero, plain, compressed, bytes: bytes + (zero > 0 ? PAGE_SIZE : 0) };
   }
+}
+
+/** A number above 2^53 is not what the file says, but rounded. */
+function endText(end: number): string {
+  return Number.isSafeInteger(end) ? `to byte ${end}` : 'beyond byte 2^53';
 }

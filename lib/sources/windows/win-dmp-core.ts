@@ -113,7 +113,10 @@ function checkSize(file: FileBacking, size: number, what: string): void {
 function checkType({ DumpType }: WinDmpHeader): void {
   if (DumpType === BigInt(DUMP_TYPE_FULL) || DumpType === NO_VALUE) return;
   const type = OTHER_TYPES[`${DumpType}`] ?? 'of a kind that is not known';
-  throw new VmcoreError('UNSUPPORTED', `the Windows crash dump is ${type} (DumpType ${DumpType}), not a full one`);
+  throw new VmcoreError(
+    'UNSUPPORTED',
+    `the Windows crash dump is ${type} (DumpType ${DumpType}), not a full one; make a complete memory dump`,
+  );
 }
 
 /** The memory of the runs. Of what several runs have, the first one's bytes are taken. */
