@@ -15,7 +15,7 @@ import { EXCLUDE_NAMES, EXCLUDE_REASONS, type ExcludeReason } from './model/page
 import { PAGE_SIZE } from './model/page-size.js';
 import { openGuest, type OpenGuestOptions } from './open-guest.js';
 import { pagingMode } from './paging/mapping-resolver.js';
-import { type ElfCoreGuest } from './sources/elf/elf-core.js';
+import { ElfCoreGuest } from './sources/elf/elf-core.js';
 import { KdumpGuest, type KdumpPageCounts } from './sources/kdump/kdump-core.js';
 import type { PageCensus } from './sources/kdump/kdump-pages.js';
 import { readVmcoreinfo } from './sources/raw/vmcoreinfo-file.js';

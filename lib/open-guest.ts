@@ -7,7 +7,6 @@
 
 import { closeSync, fstatSync, readSync, type Stats } from 'node:fs';
 import { describeContainer } from './formats/containers.js';
-import { DISKDUMP_SIGNATURE, KDUMP_SIGNATURE } from './formats/kdump.js';
 import { winDmpBits } from './formats/win-dmp.js';
 import { type ByteSource, type DescriptorSource, PeekedInput } from './io/byte-input.js';
 import { openToRead } from './io/open-to-read.js';
