@@ -165,3 +165,16 @@ t.test('QEMU stands still', { skip }, async (t) => {
     t.pass('and the guest runs when QEMU does');
   }
 });
+
+t.test('we are killed, and what QEMU says comes in pieces', { skip }, async (t) => {
+  const live = await running(t);
+  const relay = await Relay.start(join(live.folder, 'relay'), live.socket, { piece: 40 });
+  const fifo = new StuckFifo(live.folder);
+  const dump = ['dump', relay.source, '--memory-path', 'stream', '-o', fifo.path, '--no-sparse'];
+  const { child, ended } = startCli(dump);
+  await fifo.begun(ended);
+  child.kill('SIGKILL');
+  await ended;
+  await until(async () => (await live.status()) === 'running');
+  relay.close();
+});

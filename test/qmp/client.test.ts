@@ -115,6 +115,19 @@ t.test('a monitor that spreads its messages over lines (pretty=on)', async (t) =
   client.close();
 });
 
+t.test('answers to the client before us, which QEMU gives to us', async (t) => {
+  const theirs = ['vmcore-1', 'vmcore-2', 7].map((id) => ok(id as string, 'theirs')).join('');
+  const greeting = `${GREETING}${theirs}{"return": "theirs"}\r\n`;
+  const monitor = await FakeMonitor.start(t, greeting, ({ id }) => theirs + ok(id, 'ours'));
+  const client = await connectQmp(monitor.path);
+  t.equal(await client.execute('query'), 'ours');
+  client.close();
+  const other = await connectQmp(monitor.path);
+  await other.execute('query');
+  other.close();
+  t.equal(new Set(monitor.requests.map(({ id }) => id)).size, 4, 'no two clients ask by the same name');
+});
+
 t.test("QEMU's refusals", async (t) => {
   const monitor = await FakeMonitor.start(
     t,
@@ -142,7 +155,10 @@ const NONSENSE: Readonly<Record<string, readonly [string, RegExp]>> = {
   'a web server': ['HTTP/1.1 400 Bad Request\r\n\r\n', /does not talk as QEMU's monitor/],
   'JSON that is no greeting': ['{"hello": 1}\r\n', /it does not greet first/],
   'no object': ['[1, 2]\r\n', /a message is no object/],
-  'a greeting, and then an answer to nobody': [`${GREETING}{"return": {}}\r\n`, /answers what was not asked/],
+  'a greeting, and then a refusal to nobody': [
+    `${GREETING}{"error": {"class": "GenericError", "desc": "JSON parse error"}}\r\n`,
+    /refuses what was not asked/,
+  ],
   'endless nesting': ['['.repeat(100_000), /nesting depth limit/],
   'bytes of nothing': ['\0\x01\xff\xfe'.repeat(1000), /does not talk as QEMU's monitor/],
 };

@@ -154,8 +154,15 @@ class MemoryFinder {
       return null;
     } catch (error) {
       if (!(error instanceof VmcoreError) || error.code === 'ABORTED') throw error;
+      await this.#checkConnection();
       return error.message;
     }
+  }
+
+  /** Without a connection there is no other way either. @throws VmcoreError why it has ended */
+  async #checkConnection(): Promise<void> {
+    const lost = await Promise.race([this.client.closed, Promise.resolve(null)]);
+    if (lost) throw lost;
   }
 
   /** Takes a block when a page of it is as QEMU says. @throws VmcoreError */

@@ -4,21 +4,18 @@
  *
  * QEMU is given the pipe as a descriptor (`getfd`) where the connection passes descriptors: that works whatever user
  * QEMU runs as, in a chroot and under sVirt, where it may open no path of ours. Else (TCP, or no koffi to make and
- * pass a pipe) it is given a FIFO's path, which `mkfifo` makes.
+ * pass a pipe) it is given a FIFO's path.
  */
 
-import { execFile } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
-import { chmodSync, closeSync, constants, mkdtempSync, openSync, readSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { closeSync, constants, openSync, readSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { promisify } from 'node:util';
 import { errnoOf, ioError, messageOf, VmcoreError } from '../../model/errors.js';
 import { libc } from '../../io/libc.js';
 import type { MemoryBlock } from '../../model/physical-memory.js';
 import { objectOf, QmpCommandError, type QmpClient, type QmpEvent } from '../../qmp/protocol/client.js';
 import { type ByteInput, openByteInput } from '../../io/byte-input.js';
+import { DumpFifo } from './dump-fifo.js';
 
 /** fcntl(2), Linux: how many bytes a pipe holds */
 const F_SETPIPE_SZ = 1031;
@@ -50,7 +47,11 @@ export class QemuDump implements ByteInput {
   /** Settles, and never rejects, when QEMU is done with the dump, however that went. */
   readonly finished: Promise<void>;
 
-  private constructor(client: QmpClient, pipe: DumpPipe, request: QemuDumpRequest) {
+  private constructor(
+    client: QmpClient,
+    private readonly pipe: DumpPipe,
+    request: QemuDumpRequest,
+  ) {
     let answered = false;
     this.#input = request.sparing
       ? new PolledInput(pipe.fd, () => answered)
@@ -88,12 +89,17 @@ export class QemuDump implements ByteInput {
   /** Stops reading: what QEMU still writes fails with `Broken pipe`, and it goes on as if nothing had been asked. */
   close(): void {
     this.#closed = true;
-    this.#input.close();
+    this.#stopReading();
   }
 
   #fail(error: unknown): void {
     if (this.#closed) return;
     this.#failure = error instanceof VmcoreError ? error : new VmcoreError('READ', messageOf(error));
+    this.#stopReading();
+  }
+
+  #stopReading(): void {
+    this.pipe.unname();
     this.#input.close();
   }
 }
@@ -151,6 +157,8 @@ function failureIn(data: QmpEvent['data']): { error?: string } {
 interface DumpPipe {
   readonly fd: number;
   readonly protocol: string;
+  /** before the descriptor is closed: nobody can find the other end any more */
+  unname(): void;
   /** QEMU is done: removes what the pipe needed besides its descriptor */
   forget(): Promise<void>;
 }
@@ -178,7 +186,7 @@ async function passPipe(client: QmpClient): Promise<DumpPipe | null> {
   }
   // A dump uses the name up, but not one that QEMU refuses before it looks.
   const forget = () => client.execute('closefd', { fdname: name }).then(ignore, ignore);
-  return { fd: withoutBlocking(readEnd), protocol: `fd:${name}`, forget };
+  return { fd: withoutBlocking(readEnd), protocol: `fd:${name}`, unname: () => {}, forget };
 }
 
 /** O_CLOEXEC, which Node does not name: QEMU's end must not live on in a child of ours. */
@@ -195,24 +203,10 @@ function withoutBlocking(fd: number): number {
   }
 }
 
-/** QEMU may run as another user: it may write to whom it knows by name, and nobody else can learn the name. */
-const ENTER_ONLY = 0o711;
-const WRITE_ONLY = '622';
-
 async function makeFifo(): Promise<DumpPipe> {
-  const folder = mkdtempSync(join(tmpdir(), 'vmcore-fifo-'));
-  const remove = async () => rmSync(folder, { recursive: true, force: true });
-  try {
-    chmodSync(folder, ENTER_ONLY);
-    const path = join(folder, randomBytes(16).toString('hex'));
-    await promisify(execFile)('mkfifo', ['-m', WRITE_ONLY, path]);
-    // Opened before it has a writer: open(2) would wait for one, and QEMU's waits for us.
-    const fd = openSync(path, constants.O_RDONLY | constants.O_NONBLOCK);
-    return { fd, protocol: `file:${path}`, forget: remove };
-  } catch (error) {
-    await remove();
-    throw ioError('READ', `make a FIFO in ${folder} for QEMU to dump into`, error);
-  }
+  const fifo = await DumpFifo.make();
+  const unname = () => fifo.unname();
+  return { fd: fifo.fd, protocol: `file:${fifo.path}`, unname, forget: async () => unname() };
 }
 
 /** A pipe that is read piece by piece, and never further than asked. */

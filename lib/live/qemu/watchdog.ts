@@ -16,17 +16,20 @@ import type { Socket } from 'node:net';
  *
  * 0xff has QEMU forget a command of ours that was cut in two. Answers may be on one line or on many (`pretty=on`); events
  * have states of other things in them. The connection does not block, so where nothing is to be read the shell waits (one
- * of busybox does so by itself), and an end of line, which means nothing to QEMU, ends a shell whose QEMU is gone. Every
+ * of busybox does so by itself), and an end of line, which means nothing to QEMU, ends a shell whose QEMU is gone; a line
+ * may come in parts. Every
  * `query-status` is answered before the shell ends: else QEMU would give the answer to its next client.
  */
 const SCRIPT = `
 read -r _ && exit
+part= message=
 say() { echo "{\\"execute\\": \\"$1\\"}" >&3; }
 set -- 0.1 0.2 0.5 1
 printf '\\377\\n' >&3
 say query-status
 while :; do
-  if ! IFS= read -r line <&3; then sleep 0.02; echo >&3; continue; fi
+  if ! IFS= read -r line <&3; then part=$part$line; sleep 0.02; echo >&3; continue; fi
+  line=$part$line part=
   message=$message$line
   case $line in '{"'* | '}'*) ;; *) continue ;; esac
   case $message in

@@ -9,6 +9,7 @@
  * tokens and the nesting of a message.
  */
 
+import { randomBytes } from 'node:crypto';
 import { systemErrorText, VmcoreError } from '../../model/errors.js';
 import { canSendDescriptors, peerPid, sendWithDescriptors, socketDescriptor } from './client-socket.js';
 import { type Json, type JsonObject, JsonStream } from './json-parser.js';
@@ -250,6 +251,8 @@ class SocketClient implements QmpConnection {
   #onGreeting: (() => void) | null = null;
   #failure: VmcoreError | null = null;
   #greeting: JsonObject = new Map();
+  /** QEMU gives the answer to a client that has gone to its next one, who must not take it for its own. */
+  readonly #idPrefix = `vmcore-${randomBytes(8).toString('hex')}`;
   #lastId = 0;
 
   constructor(
@@ -293,7 +296,7 @@ class SocketClient implements QmpConnection {
     if (this.#failure) throw this.#failure;
     if (fds.length > 0 && !this.passesDescriptors)
       throw new VmcoreError('UNSUPPORTED', `descriptors cannot be passed to ${this.name}`);
-    const id = `vmcore-${++this.#lastId}`;
+    const id = `${this.#idPrefix}-${++this.#lastId}`;
     const answer = new Promise<JsonObject>((resolve, reject) => this.#waiting.set(id, { resolve, reject }));
     answer.catch(() => {});
     const text = `${requestText(id)}\n`;
@@ -367,8 +370,10 @@ class SocketClient implements QmpConnection {
   #takeAnswer(message: JsonObject): void {
     const id = message.get('id');
     const waiting = typeof id === 'string' ? this.#waiting.get(id) : undefined;
-    if (!waiting) this.fail(nonsense(this.name, 'it answers what was not asked'));
-    else if (!message.has('return') && !(message.get('error') instanceof Map))
+    // Of a request that QEMU could not read, it cannot tell the id.
+    if (id === undefined && message.has('error')) this.fail(nonsense(this.name, 'it refuses what was not asked'));
+    if (!waiting) return;
+    if (!message.has('return') && !(message.get('error') instanceof Map))
       this.fail(nonsense(this.name, 'an answer neither returns nor refuses'));
     else {
       this.#waiting.delete(id as string);
