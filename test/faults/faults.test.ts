@@ -28,7 +28,7 @@ const SAMPLE: readonly Combination[] = [
   { format: 'win-dmp', target: 'FIFO', source: 'kdump' },
 ];
 /** Of the rows of such a dump, one in so many. */
-const ONE_IN = 8;
+const ONE_IN = 12;
 
 const DEMO_RUNS = 10;
 
