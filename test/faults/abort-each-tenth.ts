@@ -7,11 +7,11 @@ import { closeSync, existsSync, openSync, readdirSync, rmSync } from 'node:fs';
 import { dirname } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type DumpTarget, dump } from '../../lib/dump.js';
-import { VmcoreError } from '../../lib/errors.js';
-import type { Guest } from '../../lib/guest.js';
+import { VmcoreError } from '../../lib/model/errors.js';
+import type { Guest } from '../../lib/model/guest.js';
 import type { Format } from '../../lib/request.js';
 import { openGuest, openStream } from '../../lib/sources/open.js';
-import type { MemoryPath } from '../../lib/sources/qemu-options.js';
+import type { MemoryPath } from '../../lib/live/qemu/options.js';
 import { heldBeyond, processState } from './process-state.js';
 
 const [source, memoryPath, format, kind, file, limit] = process.argv.slice(2) as [

@@ -4,10 +4,10 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { roomyFolder } from '../guests/qemu.js';
-import { hasTool, skipUnless } from '../tools.js';
+import { hasTool, needsMount, skipUnless } from '../tools.js';
 import type { Combination } from './axes.js';
 import { missingForChannels } from './channels.js';
-import { demoRows, missingForDisk } from './full-disk.js';
+import { demoRows } from './full-disk.js';
 import { Lane } from './lane.js';
 import { faultRows, type Wanted } from './matrix.js';
 import { type Row, rowText } from './row.js';
@@ -33,7 +33,7 @@ const ONE_IN = 12;
 const DEMO_RUNS = 10;
 
 const skip = skipUnless([...(hasTool('strace', '-V') ? [] : ['strace']), ...missingForChannels]);
-const noDisk = skipUnless(missingForDisk);
+const noDisk = needsMount();
 
 /** Every so-many-th row, beginning with another one for each dump. */
 function oneIn(count: number, first: number): Wanted {

@@ -25,9 +25,6 @@ export function diskCombinations(): Combination[] {
   return combinations().filter(({ target }) => isNamed(target) || target === 'fd');
 }
 
-/** Only root mounts. */
-export const missingForDisk: readonly string[] = process.getuid?.() === 0 ? [] : ['root'];
-
 /** The row of a dump onto a full disk. */
 export async function* diskRows(lane: Lane, combination: Combination, wanted: Wanted): AsyncGenerator<Row> {
   const name = { ...combination, fault: 'disk full', which: `${RUNS} times` };
