@@ -28,11 +28,6 @@ export function systemCalls(call: Call): readonly string[] {
   return CALLS[call];
 }
 
-/** The kind of a call of Linux. */
-export function callOf(systemCall: string): Call | undefined {
-  return CALL_NAMES.find((call) => (CALLS[call] as readonly string[]).includes(systemCall));
-}
-
 /** A fault that strace makes. */
 export interface Fault {
   readonly side: Side;

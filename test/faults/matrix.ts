@@ -4,12 +4,22 @@ import { mkdirSync, rmSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type Combination, isKdump, isLive, isNamed, type SourceName } from './axes.js';
 import { DumpRun } from './dump-run.js';
-import { type Counts, type Fault, faultsOf, isSignal, type Side, signalFaults } from './fault.js';
+import {
+  CALL_NAMES,
+  type Call,
+  type Counts,
+  type Fault,
+  faultsOf,
+  isSignal,
+  type Side,
+  signalFaults,
+} from './fault.js';
 import type { Lane } from './lane.js';
 import { differences, type Outcome, outcomeText } from './outcome.js';
 import type { Row, RowName } from './row.js';
-import { countCalls, endTime, faultTime, openedIn, strace } from './strace.js';
-import type { Content } from './targets.js';
+import type { OpenSource } from './sources.js';
+import { countCalls, endTime, failing, faultTime, madeIn, watched } from './strace.js';
+import type { Content, OpenTarget } from './targets.js';
 
 /** Seconds that a dump may take to end after a fault, under strace. */
 export const LIMIT = 5;
@@ -36,8 +46,8 @@ const LOG_STEP = 10;
 interface Untouched {
   readonly content: Content;
   readonly counts: Readonly<Record<Side, Counts>>;
-  /** the files whose calls fail */
-  readonly target: readonly string[];
+  /** what it makes that gets its name when it is whole */
+  readonly made: readonly string[];
 }
 
 /** All rows of a dump. */
@@ -79,6 +89,12 @@ function whichText(fault: Fault): string {
   return `${which}${stays ? ' on' : ', once'}`;
 }
 
+/** Where a dump comes from and goes to. */
+interface Ends {
+  readonly source: OpenSource;
+  readonly target: OpenTarget;
+}
+
 class TracedDump {
   readonly #log: string;
 
@@ -91,28 +107,25 @@ class TracedDump {
   }
 
   async untouched(): Promise<Untouched> {
-    const { target } = this.combination;
-    // What a dump opens in the folder of its target, it opens by the same name each time.
-    const first = await this.#run([], undefined);
-    const opened = isNamed(target) ? openedIn(this.#log, this.lane.targets.folder) : [];
-    const source = await this.#run('source', undefined);
-    const counts = countCalls(this.#log);
-    const second = await this.#run(opened, undefined, 'target');
-    for (const outcome of [first, source, second])
-      if (outcome.code !== 0) throw new Error(`nothing was done to it, and yet: ${outcomeText(outcome)}`);
-    if (first.content !== second.content) throw new Error('two dumps of one guest differ');
-    return { content: first.content, counts: { source: counts, target: countCalls(this.#log) }, target: opened };
+    const ends = await this.#open();
+    const outcome = await this.#run(ends, watched(this.#log));
+    if (outcome.code !== 0) throw new Error(`nothing was done to it, and yet: ${outcomeText(outcome)}`);
+    // What a dump makes in the folder of its target, it makes by the same name each time.
+    const made = isNamed(this.combination.target) ? madeIn(this.#log, this.lane.targets.folder) : [];
+    const countsOf = (side: Side) =>
+      new Map(CALL_NAMES.map((call) => [call, countCalls(this.#log, call, this.#files(side, call, ends, made))]));
+    return { content: outcome.content, counts: { source: countsOf('source'), target: countsOf('target') }, made };
   }
 
-  async faulty(fault: Fault, { content, target }: Untouched): Promise<Pick<Row, 'seen' | 'differences'>> {
-    const outcome =
-      fault.side === 'source' ? await this.#run('source', fault) : await this.#run(target, fault, 'target');
-    const signal = isSignal(fault) ? fault.error : undefined;
+  async faulty(fault: Fault, { content, made }: Untouched): Promise<Pick<Row, 'seen' | 'differences'>> {
+    const ends = await this.#open();
+    const files = this.#files(fault.side, fault.call, ends, made);
+    const outcome = await this.#run(ends, failing(this.#log, fault, files));
     const met = outcome.seconds !== null;
     const standard = {
       target: this.combination.target,
       expected: met ? fault.expected : 'whole',
-      signal,
+      signal: isSignal(fault) ? fault.error : undefined,
       whole: content,
       limit: LIMIT + this.grace,
       untidy: fault.call === 'unlink' && fault.stays,
@@ -123,25 +136,30 @@ class TracedDump {
     };
   }
 
-  /**
-   * One dump.
-   * @param of   the source's files, or what beyond the target's own is traced
-   * @param side whether the target's own files are
-   */
-  async #run(of: 'source' | readonly string[], fault: Fault | undefined, side?: 'target'): Promise<Outcome> {
-    const { format, target: targetName, source: sourceName } = this.combination;
-    const source = await this.lane.open(sourceName);
-    const target = this.lane.targets.open(targetName);
-    const paths = of === 'source' ? source.paths : [...of, ...(side ? target.paths : [])];
+  /** The files whose calls fail: of a target that gets its name in the end, what is written until then, and its name. */
+  #files(side: Side, call: Call, { source, target }: Ends, made: readonly string[]): readonly string[] {
+    if (side === 'source') return source.paths;
+    if (made.length === 0) return target.paths;
+    if (call === 'name' || call === 'unlink') return [...made, ...target.paths];
+    return call === 'fsync' ? [...made, this.lane.targets.folder] : made;
+  }
+
+  async #open(): Promise<Ends> {
+    const { source, target } = this.combination;
+    return { source: await this.lane.open(source), target: this.lane.targets.open(target) };
+  }
+
+  async #run({ source, target }: Ends, tracer: readonly string[]): Promise<Outcome> {
+    const { format } = this.combination;
     const options = ['-f', format, ...(isKdump(format) ? ['--threads', '1'] : [])];
     // Of the dump before.
     rmSync(this.#log, { force: true });
-    const run = new DumpRun(strace(this.#log, paths, fault), source, target, options);
+    const run = new DumpRun(tracer, source, target, options);
     const started = performance.now();
     const isOverdue = () => {
       if (performance.now() - started > 1000 * (PATIENCE + this.grace)) return true;
-      const time = fault && this.#logged(() => faultTime(this.#log));
-      return time ? Date.now() / 1000 - time > LIMIT + this.grace : false;
+      const time = this.#logged(() => faultTime(this.#log));
+      return time === null ? false : Date.now() / 1000 - time > LIMIT + this.grace;
     };
     const ending = await run.ending(isOverdue);
     const seconds = await this.#secondsAfterFault(run.pid);
@@ -149,7 +167,7 @@ class TracedDump {
     const leftovers = this.lane.targets.leftovers();
     const status = await source.status();
     if (ending.code === null) await this.lane.renew();
-    return { ...ending, content, leftovers, status, seconds: fault ? seconds : null };
+    return { ...ending, content, leftovers, status, seconds };
   }
 
   /** When the log is complete. */

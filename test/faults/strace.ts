@@ -1,7 +1,7 @@
 /** strace: the command line that makes a fault, and what its log says. */
 
 import { readFileSync } from 'node:fs';
-import { CALL_NAMES, type Call, callOf, type Counts, type Fault, isSignal, systemCalls } from './fault.js';
+import { CALL_NAMES, type Call, type Fault, isSignal, systemCalls } from './fault.js';
 
 /** It is no parent of what it traces: signals for that, and its end, are its own. */
 const STRACE = ['strace', '-D', '-f', '-q', '-ttt'] as const;
@@ -10,20 +10,24 @@ const STRACE = ['strace', '-D', '-f', '-q', '-ttt'] as const;
 const ONLY_TRACED = '--seccomp-bpf';
 
 /**
- * The words in front of a command that have it traced.
- * @param log   where strace writes
- * @param paths the files whose calls count; `pipe:[N]` for what has no name. All files when there are none
- * @param fault what goes wrong; nothing when absent
+ * The words in front of a command that have its calls written down, and the names of the files that they are for.
+ * @param log where strace writes
  */
-export function strace(log: string, paths: readonly string[], fault?: Fault): string[] {
-  const calls = fault ? systemCalls(fault.call) : CALL_NAMES.flatMap(systemCalls);
+export function watched(log: string): string[] {
+  return [...STRACE, '-y', ONLY_TRACED, '-o', log, '-e', `trace=${CALL_NAMES.flatMap(systemCalls).join(',')}`, '--'];
+}
+
+/**
+ * The words in front of a command that have one of its calls fail.
+ * @param paths the files whose calls count; `pipe:[N]` for what has no name
+ */
+export function failing(log: string, fault: Fault, paths: readonly string[]): string[] {
   return [
     ...STRACE,
-    ...(fault && isSignal(fault) ? [] : [ONLY_TRACED]),
-    ...['-o', log, '-e', `trace=${calls.join(',')}`, '-e', 'signal=all'],
+    ...(isSignal(fault) ? [] : [ONLY_TRACED]),
+    ...['-o', log, '-e', `trace=${systemCalls(fault.call).join(',')}`, '-e', 'signal=all'],
     ...paths.flatMap((path) => ['-P', path]),
-    ...(fault ? ['-e', injection(fault)] : []),
-    '--',
+    ...['-e', injection(fault), '--'],
   ];
 }
 
@@ -54,24 +58,24 @@ function linesOf(log: string): LogLine[] {
     });
 }
 
-/** How often the busiest thread makes each call. */
-export function countCalls(log: string): Counts {
+/**
+ * How often the busiest thread makes a call for one of some files.
+ * @param log of a command that was watched
+ */
+export function countCalls(log: string, call: Call, paths: readonly string[]): number {
+  const names = paths.flatMap((path) => [`"${path}"`, `<${path}>`]);
   const byThread = new Map<string, number>();
   for (const { thread, text } of linesOf(log)) {
-    const call = callOf(/^(\w+)\(/.exec(text)?.[1] ?? '');
-    if (call) byThread.set(`${thread} ${call}`, (byThread.get(`${thread} ${call}`) ?? 0) + 1);
+    const isOne = systemCalls(call).includes(/^(\w+)\(/.exec(text)?.[1] ?? '');
+    if (isOne && names.some((name) => text.includes(name))) byThread.set(thread, (byThread.get(thread) ?? 0) + 1);
   }
-  const counts = new Map<Call, number>();
-  for (const [key, count] of byThread) {
-    const call = key.split(' ')[1] as Call;
-    counts.set(call, Math.max(counts.get(call) ?? 0, count));
-  }
-  return counts;
+  return Math.max(0, ...byThread.values());
 }
 
-/** The files that were opened below a folder. */
-export function openedIn(log: string, folder: string): string[] {
-  const paths = linesOf(log).flatMap(({ text }) => /^open(?:at)?\((?:AT_FDCWD, )?"([^"]+)"/.exec(text)?.[1] ?? []);
+/** The files that were made in a folder. */
+export function madeIn(log: string, folder: string): string[] {
+  const made = linesOf(log).filter(({ text }) => text.includes('O_CREAT'));
+  const paths = made.flatMap(({ text }) => /^open(?:at)?\([^"]*"([^"]+)"/.exec(text)?.[1] ?? []);
   return [...new Set(paths.filter((path) => path.startsWith(`${folder}/`)))];
 }
 
