@@ -4,6 +4,8 @@
  * Anything else that surfaces is a defect of ours.
  */
 
+import { constants } from 'node:os';
+
 /** Machine-readable kinds of failure, stable across versions. */
 export type ErrorCode =
   /** the caller asked for something contradictory or malformed */
@@ -68,9 +70,18 @@ const ERRNO_TEXT: Readonly<Record<string, string>> = {
   ENAMETOOLONG: 'the name is too long',
 };
 
+/** What Node calls an error that libuv has no name for, EDQUOT among them. */
+const NAMELESS = /^Unknown system error -(\d+)$/;
+
 /** `code` of a Node system error (`ENOENT`, ...), or undefined. */
 export function errnoOf(error: unknown): string | undefined {
-  return error instanceof Error && 'code' in error && typeof error.code === 'string' ? error.code : undefined;
+  if (!(error instanceof Error && 'code' in error && typeof error.code === 'string')) return undefined;
+  const number = NAMELESS.exec(error.code)?.[1];
+  return (number && errnoName(Number(number))) ?? error.code;
+}
+
+function errnoName(number: number): string | undefined {
+  return Object.entries(constants.errno).find(([, value]) => value === number)?.[0];
 }
 
 /** A short description of a system error: `no space left on device` where Node would print call and path too. */
