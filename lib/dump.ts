@@ -14,6 +14,7 @@ import { Scope } from './model/scope.js';
 import { ExtentSink } from './sinks/extent-sink.js';
 import { FdSink, type FdSinkOptions } from './sinks/fd-sink.js';
 import { FileSink, type FileSinkOptions } from './sinks/file-sink.js';
+import { findFileTarget } from './sinks/file-target.js';
 import { closed, type Progress } from './model/stage.js';
 import { guestLongMode } from './layouts/elf-layout.js';
 import { Tally } from './transforms/tally.js';
@@ -100,6 +101,8 @@ export class DumpJob extends EventEmitter<{ progress: [Progress]; warning: [stri
     const { signal } = this.#abort;
     signal.throwIfAborted();
     checkTarget(target);
+    // What cannot be written there is told before a guest is read for it.
+    if ('file' in target) await findFileTarget(target.file, target.force ?? false);
     const plan = await planDump(guest, request, { signal, scope, onWarning: (text) => this.#warn(text) });
     signal.throwIfAborted();
     checkTarget(target);

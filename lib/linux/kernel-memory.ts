@@ -2,7 +2,7 @@
  * A Linux kernel's memory by virtual address, through the kernel's own page tables (`init_top_pgt`, 32-bit: `swapper_pg_dir`),
  * of which VMCOREINFO says where they are: no CPU is needed, and a raw memory file has none.
  *
- * transforms/mapping-resolver.ts walks the tables of a CPU, and does what QEMU does with entries that no kernel makes.
+ * paging/mapping-resolver.ts walks the tables of a CPU, and does what QEMU does with entries that no kernel makes.
  * Here it is as the Intel SDM has it (volume 3, 4.5), with two things that Linux needs: the bit that marks encrypted
  * memory (`sme_mask`) is no bit of an address, and who reads an array wants to know how far a mapping goes.
  */
