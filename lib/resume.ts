@@ -6,13 +6,13 @@ import type { Guest } from './model/guest.js';
 /**
  * Has a live machine run on after what was to be made of it.
  * @param output what was made, for the message
- * @throws VmcoreError READ when that does not work; what was made is whole
+ * @throws VmcoreError RESUME when that does not work; what was made is whole
  */
 export async function resumeAfter({ live }: Guest, output: string): Promise<void> {
   try {
     await live?.release();
   } catch (error) {
-    throw new VmcoreError('READ', `${output} is written and whole, but ${messageOf(error)}`, { cause: error });
+    throw new VmcoreError('RESUME', `${output} is written and whole, but ${messageOf(error)}`, { cause: error });
   }
 }
 

@@ -26,6 +26,8 @@ export type ErrorCode =
   | 'READ'
   /** writing failed: disk full, reader gone, ... */
   | 'WRITE'
+  /** what was asked for is made and whole, but the live machine that it is of could not be resumed */
+  | 'RESUME'
   /** the operation was aborted by its AbortSignal or by Ctrl-C */
   | 'ABORTED';
 

@@ -215,6 +215,11 @@ export class DumpControl extends EventEmitter<{ completed: [DumpStatus, string |
       await running.job.finished;
       return null;
     } catch (error) {
+      // The dump is whole, and that is what clients ask about.
+      if (error instanceof VmcoreError && error.code === 'RESUME') {
+        this.emit('warning', error.message);
+        return null;
+      }
       return this.#explain(signal.reason instanceof VmcoreError ? signal.reason : error, running, request);
     }
   }
