@@ -10,7 +10,7 @@ import { type DumpTarget, dump } from '../../lib/dump.js';
 import { VmcoreError } from '../../lib/model/errors.js';
 import type { Guest } from '../../lib/model/guest.js';
 import type { Format } from '../../lib/request.js';
-import { openGuest, openStream } from '../../lib/sources/open.js';
+import { openGuest, openStream } from '../../lib/open-guest.js';
 import type { MemoryPath } from '../../lib/live/qemu/options.js';
 import { heldBeyond, processState } from './process-state.js';
 

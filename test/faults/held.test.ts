@@ -11,7 +11,7 @@ import { VmcoreError } from '../../lib/model/errors.js';
 import type { Format } from '../../lib/request.js';
 import { FdSink } from '../../lib/sinks/fd-sink.js';
 import { FileSink } from '../../lib/sinks/file-sink.js';
-import { openGuest, openStream } from '../../lib/sources/open.js';
+import { openGuest, openStream } from '../../lib/open-guest.js';
 import { ElfFramer } from '../../lib/transforms/elf-framer.js';
 import { planElf } from '../../lib/layouts/elf-layout.js';
 import { skipUnless } from '../tools.js';

@@ -8,7 +8,7 @@ import { closeSync, ftruncateSync, mkdirSync, openSync, writeFileSync, writeSync
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { dump } from '../../lib/dump.js';
-import { openGuest } from '../../lib/sources/open.js';
+import { openGuest } from '../../lib/open-guest.js';
 import type { Qemu } from '../guests/qemu.js';
 import { bootWindows } from '../guests/windows.js';
 import { ALL_RUNS, MEMORY, registersText, windowsGuestFixture } from '../windows-fixture.js';
