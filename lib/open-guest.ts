@@ -5,10 +5,11 @@
  * library that it has no use for.
  */
 
-import { closeSync, fstatSync, readSync, type Stats } from 'node:fs';
+import { fstatSync, readSync, type Stats } from 'node:fs';
 import { describeContainer } from './formats/containers.js';
 import { winDmpBits } from './formats/win-dmp.js';
 import { type ByteSource, type DescriptorSource, PeekedInput } from './io/byte-input.js';
+import { closeRead } from './io/close-read.js';
 import { openToRead } from './io/open-to-read.js';
 import type { OpenQemuOptions } from './live/qemu/options.js';
 import { ioError, VmcoreError } from './model/errors.js';
@@ -109,7 +110,7 @@ async function openPath(path: string): Promise<Guest> {
     const length = attempt(path, () => readSync(source.fd, start, 0, start.length, 0));
     return await openByContent(path, start.subarray(0, length));
   } finally {
-    if (source.owned) closeSync(source.fd);
+    if (source.owned) closeRead(source.fd);
   }
 }
 
@@ -120,7 +121,7 @@ function isSeekable(stat: Stats): boolean {
 
 async function openSpecial(path: string, source: DescriptorSource, stat: Stats): Promise<Guest> {
   if (!stat.isDirectory()) return openStream(source, path);
-  if (source.owned) closeSync(source.fd);
+  if (source.owned) closeRead(source.fd);
   throw new VmcoreError('READ', `cannot read ${path}: is a directory`);
 }
 

@@ -3,9 +3,10 @@
  * interface, so that what parses a stream need not know which.
  */
 
-import { closeSync, fstatSync, read } from 'node:fs';
+import { fstatSync, read } from 'node:fs';
 import { type ConnectOpts, Socket, type SocketConstructorOpts } from 'node:net';
 import { ioError, VmcoreError } from '../model/errors.js';
+import { closeRead } from './close-read.js';
 
 /** Something to read bytes from, once and in order. */
 export interface ByteInput {
@@ -271,6 +272,6 @@ class FileInput implements ByteInput {
     if (this.#closed) return;
     this.#closed = true;
     this.#waiter.fail(closedError(this.#name));
-    if (this.#owned) closeSync(this.#fd);
+    if (this.#owned) closeRead(this.#fd);
   }
 }

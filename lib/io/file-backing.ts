@@ -3,9 +3,10 @@
  * reads through a mapping and leaves every page of a tmpfs file allocated.
  */
 
-import { closeSync, fstatSync, read, readSync } from 'node:fs';
+import { fstatSync, read, readSync } from 'node:fs';
 import { blockDeviceSize } from './block-device.js';
 import type { DescriptorSource } from './byte-input.js';
+import { closeRead } from './close-read.js';
 import { seekData } from './holes.js';
 import { openToRead } from './open-to-read.js';
 import { ioError, VmcoreError } from '../model/errors.js';
@@ -41,10 +42,10 @@ export class FileBacking implements Backing {
       try {
         if (!fstatSync(source.fd).isDirectory()) return new FileBacking(path, source, sizeOf(source.fd));
       } catch (error) {
-        if (source.owned) closeSync(source.fd);
+        if (source.owned) closeRead(source.fd);
         throw error;
       }
-      if (source.owned) closeSync(source.fd);
+      if (source.owned) closeRead(source.fd);
     } catch (error) {
       throw ioError('READ', `open ${path}`, error);
     }
@@ -120,7 +121,7 @@ export class FileBacking implements Backing {
   }
 
   #letGo(): void {
-    if (this.#owned) closeSync(this.#fd);
+    if (this.#owned) closeRead(this.#fd);
   }
 
   #checkOpen(): void {

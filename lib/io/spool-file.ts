@@ -1,9 +1,10 @@
 /** A temporary file without a name: it is gone when it is closed, whatever happens to the process. */
 
 import { randomBytes } from 'node:crypto';
-import { closeSync, openSync, unlinkSync } from 'node:fs';
+import { openSync, unlinkSync } from 'node:fs';
 import { join } from 'node:path';
 import { ioError } from '../model/errors.js';
+import { closeRead } from './close-read.js';
 import { writeFully } from './write-fully.js';
 import { FileBacking } from './file-backing.js';
 
@@ -51,7 +52,7 @@ export class SpoolFile {
   close(): void {
     if (!this.#open) return;
     this.#open = false;
-    closeSync(this.fd);
+    closeRead(this.fd);
   }
 
   #attempt(work: () => void): void {

@@ -4,7 +4,7 @@ import { mkdtempSync, rmSync } from 'node:fs';
 import { join } from 'node:path';
 import t, { type Test } from 'tap';
 import { roomyFolder } from '../guests/qemu.js';
-import { hasTool, needsMount, skipUnless } from '../tools.js';
+import { hasTool, needsMount, needsTools, needsTracing, skipUnless } from '../tools.js';
 import type { Combination } from './axes.js';
 import { missingForChannels } from './channels.js';
 import { demoRows } from './full-disk.js';
@@ -56,6 +56,23 @@ SAMPLE.forEach((combination, i) => {
     check(t, faultRows(new Lane(join(folder, `${i}`), files), combination, oneIn(ONE_IN, i))),
   );
 });
+
+t.test('what was read cannot be closed', { skip }, (t) => {
+  const isClose: Wanted = { grace: GRACE, row: ({ fault }) => fault === 'source close EIO' };
+  const combination = { format: 'elf', target: 'pipe', source: 'ELF' } as const;
+  return check(t, faultRows(new Lane(join(folder, 'close'), files), combination, isClose));
+});
+
+t.test(
+  'a machine that runs',
+  { skip: skip || needsTracing() || needsTools('qemu-system-x86_64', 'as', 'ld') },
+  async (t) => {
+    const lane = new Lane(join(folder, 'live'), files);
+    t.teardown(() => lane.close());
+    const combination = { format: 'kdump-zlib', target: 'file', source: 'live-proc' } as const;
+    await check(t, faultRows(lane, combination, oneIn(ONE_IN, 0)));
+  },
+);
 
 t.test('a reader that reads no more', { skip }, (t) => {
   const combination = { format: 'kdump-zlib', target: 'pipe', source: 'memory' } as const;

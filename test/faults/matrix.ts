@@ -67,7 +67,12 @@ export async function* faultRows(lane: Lane, combination: Combination, wanted: W
     return;
   }
   let { renewals } = lane;
-  const traits = { named: isNamed(target), readByThreads: isKdump(format), live: isLive(source) };
+  const traits = {
+    named: isNamed(target),
+    readByThreads: isKdump(format),
+    live: isLive(source),
+    small: source === 'memory',
+  };
   const faults = [
     ...faultsOf('source', untouched.counts.source, traits),
     ...faultsOf('target', untouched.counts.target, traits),

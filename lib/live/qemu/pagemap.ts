@@ -1,6 +1,7 @@
 /** /proc/PID/pagemap: which pages of a process were ever touched (Documentation/admin-guide/mm/pagemap.rst). */
 
-import { closeSync, openSync, readSync } from 'node:fs';
+import { openSync, readSync } from 'node:fs';
+import { closeRead } from '../../io/close-read.js';
 import type { DataRun } from '../../model/physical-memory.js';
 import { PAGE_SIZE } from '../../model/stage.js';
 
@@ -51,7 +52,7 @@ export class Pagemap {
   }
 
   close(): void {
-    closeSync(this.fd);
+    closeRead(this.fd);
   }
 
   /** Reads entries from that of a page on, unless it is there. @returns false when they cannot be had */

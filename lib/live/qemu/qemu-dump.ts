@@ -8,8 +8,9 @@
  */
 
 import { randomBytes } from 'node:crypto';
-import { closeSync, constants, openSync, readSync } from 'node:fs';
+import { constants, openSync, readSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { closeRead } from '../../io/close-read.js';
 import { errnoOf, ioError, messageOf, VmcoreError } from '../../model/errors.js';
 import { libc } from '../../io/libc.js';
 import type { MemoryBlock } from '../../model/physical-memory.js';
@@ -179,10 +180,10 @@ async function passPipe(client: QmpClient): Promise<DumpPipe | null> {
   try {
     await client.execute('getfd', { fdname: name }, { fds: [writeEnd] });
   } catch {
-    closeSync(readEnd);
+    closeRead(readEnd);
     return null;
   } finally {
-    closeSync(writeEnd);
+    closeRead(writeEnd);
   }
   // A dump uses the name up, but not one that QEMU refuses before it looks.
   const forget = () => client.execute('closefd', { fdname: name }).then(ignore, ignore);
@@ -199,7 +200,7 @@ function withoutBlocking(fd: number): number {
   try {
     return openSync(`/proc/self/fd/${fd}`, constants.O_RDONLY | constants.O_NONBLOCK);
   } finally {
-    closeSync(fd);
+    closeRead(fd);
   }
 }
 
@@ -241,7 +242,7 @@ class PolledInput implements ByteInput {
   }
 
   close(): void {
-    if (this.#fd !== null) closeSync(this.#fd);
+    if (this.#fd !== null) closeRead(this.#fd);
     this.#fd = null;
   }
 }
