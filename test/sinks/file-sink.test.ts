@@ -17,6 +17,7 @@ import { pipelinePromise, Readable } from 'streamx';
 import t from 'tap';
 import { FileSink, type FileSinkOptions } from '../../lib/sinks/file-sink.js';
 import type { Extent } from '../../lib/model/stage.js';
+import { shortFolder } from '../short-folder.js';
 import { needsTools } from '../tools.js';
 
 const MIB = 1 << 20;
@@ -174,7 +175,7 @@ t.test('bytes are given back when they have been written, and progress says so',
 });
 
 t.test('what is no file is never replaced by one', { skip: needsTools('mkfifo') }, async (t) => {
-  const dir = t.testdir({});
+  const dir = shortFolder(t);
   const path = (name: string) => join(dir, name);
   execFileSync('mkfifo', [path('fifo')]);
   symlinkSync('fifo', path('link'));
